@@ -1,0 +1,85 @@
+"""Facts about a device of a claim: what the halves report and the status writer turns into words for users."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from nri_dranet.claims.model import ClaimRef, DeviceKey, PodRef
+
+
+class Phase(enum.StrEnum):
+    """Where a device is on its way through a claim's life."""
+
+    PREPARED = "prepared"
+    """Planned and recorded, not in a pod yet."""
+    PREPARE_FAILED = "prepare-failed"
+    """Refused in Prepare; the message names the field or the cause."""
+    ATTACHED = "attached"
+    """In its pod, configured."""
+    ATTACH_FAILED = "attach-failed"
+    """The attach was undone; the message names the step."""
+    LOST = "lost"
+    """Was in its pod and is not there any more: destroyed, moved or renamed away, or its namespace is gone."""
+    UNKNOWN = "unknown"
+    """It should be in its pod, but looking there failed."""
+    DETACHED = "detached"
+    """Given back to the node while the claim lives on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObservedInterface:
+    """The interface as the kernel shows it in the pod.
+
+    ``addresses`` are canonical CIDRs in the kernel's order. ``up`` is the administrative state, ``carrier`` the link's.
+    """
+
+    name: str
+    hardware_address: str
+    addresses: tuple[str, ...] = ()
+    up: bool = True
+    carrier: bool | None = True
+    operstate: str = "up"
+    index: int = 0
+    missing_addresses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObservedRdma:
+    """The RDMA link as the kernel shows it: name, whether it is in the pod's namespace, and its port's state."""
+
+    link: str
+    in_pod: bool = False
+    port_state: str = ""
+    physical_state: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFacts:
+    """All that is known of one device of a claim now.
+
+    ``reason`` is a word of the documented list (docs/user/status.md) where the phase alone does not say enough; ``step``
+    names the step of an attach that failed.
+    """
+
+    key: DeviceKey
+    request: str
+    phase: Phase
+    reason: str = ""
+    message: str = ""
+    step: str = ""
+    label: str = ""
+    rdma_only: bool = False
+    admin: bool = False
+    exclusive_rdma: bool = False
+    interface: ObservedInterface | None = None
+    rdma: ObservedRdma | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimFacts:
+    """The facts of all devices of this driver in one claim; ``pod`` holds them where one does."""
+
+    ref: ClaimRef
+    devices: tuple[DeviceFacts, ...] = ()
+    pod: PodRef | None = None

@@ -1,0 +1,185 @@
+"""The attach plan: everything that a hook needs to know about a device, decided in Prepare and recorded there.
+
+A plan holds two states of one device: how it was on the host (to restore) and how it shall be in the pod. Both use the
+netlink layer's own types, so that nothing is lost on the way through the journal.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import Any
+
+from nri_dranet.claims.model import ClaimRef, DeviceKey, PodRef
+from nri_dranet.netlink.rtnl import Address, Link, Neighbour, Route, Rule
+
+PLAN_VERSION = 1
+
+
+class DeviceKind(enum.StrEnum):
+    """What is done with a device at attach."""
+
+    INTERFACE = "interface"
+    """The interface itself moves into the pod, and with it its RDMA device in exclusive mode."""
+    CHILD = "child"
+    """A macvlan, ipvlan or VLAN child of a shared parent is made in the pod; the parent stays."""
+    RDMA = "rdma"
+    """A device without interface: its character devices, and in exclusive mode its RDMA link."""
+    ADMIN = "admin"
+    """Admin access (KEP-5018): reported, never moved."""
+
+    @property
+    def moves(self) -> bool:
+        """Tell whether a second pod cannot have the device at the same time."""
+        return self in (DeviceKind.INTERFACE, DeviceKind.CHILD)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostState:
+    """The device on the host at Prepare, as it must come back.
+
+    ``sysctls`` maps ``ipv4/conf/arp_ignore`` (family, directory, name; without the interface) to the value. ``features``
+    and ``private_flags`` are ethtool's, only those that can be changed. ``bridge_master`` and the like are ``link.master``.
+    """
+
+    link: Link
+    addresses: tuple[Address, ...] = ()
+    routes: tuple[Route, ...] = ()
+    neighbours: tuple[Neighbour, ...] = ()
+    sysctls: dict[str, str] = field(default_factory=dict)
+    features: dict[str, bool] = field(default_factory=dict)
+    private_flags: dict[str, bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VrfPlan:
+    """A VRF device of the pod that the interface is enslaved to."""
+
+    name: str
+    table: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubInterface:
+    """The child to make on a shared parent: kind ``macvlan``, ``ipvlan`` or ``vlan``; mode by its kernel name."""
+
+    kind: str
+    mode: str | None = None
+    vlan_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """What a DHCP server gave: address, routes and times (seconds; ``obtained`` is Unix time)."""
+
+    server: str
+    address: str
+    obtained: float
+    lifetime: int
+    renewal: int
+    rebinding: int
+    client_id: str
+    routes: tuple[Route, ...] = ()
+    dns_servers: tuple[str, ...] = ()
+    search_domains: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodState:
+    """How the interface shall be in the pod. ``None`` means: leave as it is.
+
+    Addresses, routes and neighbours carry no interface index; the engine fills in the one that the interface has in the
+    pod. ``copied_addresses`` tells that they are the host's, not the claim's. ``sysctls`` maps ``ipv4/conf/arp_ignore``
+    (without the interface) to its value; ``namespace_sysctls`` maps ``ipv4/tcp_l3mdev_accept``.
+    """
+
+    name: str
+    mtu: int | None = None
+    hardware_address: str | None = None
+    gso_max_size: int | None = None
+    gro_max_size: int | None = None
+    gso_ipv4_max_size: int | None = None
+    gro_ipv4_max_size: int | None = None
+    addresses: tuple[Address, ...] = ()
+    copied_addresses: bool = False
+    routes: tuple[Route, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    neighbours: tuple[Neighbour, ...] = ()
+    sysctls: dict[str, str] = field(default_factory=dict)
+    namespace_sysctls: dict[str, str] = field(default_factory=dict)
+    features: dict[str, bool] = field(default_factory=dict)
+    private_flags: dict[str, bool] = field(default_factory=dict)
+    vrf: VrfPlan | None = None
+    sub_interface: SubInterface | None = None
+    detach_bpf: bool = False
+    pinned_bpf_links: tuple[int, ...] = ()
+    lease: Lease | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CharDevice:
+    """A character device of an RDMA device as a container shall see it (numbers as the kernel has them now)."""
+
+    path: str
+    major: int
+    minor: int
+    mode: int = 0o666
+    uid: int = 0
+    gid: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RdmaPlan:
+    """The RDMA device that belongs to the claim's device: its link name (``mlx5_0``) and whether it moves too."""
+
+    link: str
+    exclusive: bool = False
+    char_devices: tuple[CharDevice, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DevicePlan:
+    """One device of a claim: which, what to do with it, how it was, how it shall be.
+
+    ``published`` is the device entry of the ResourceSlice at Prepare (name, attributes, capacity), kept so that the device
+    stays published while it is in a pod. ``receipt_id`` is the CDI device ID that Prepare answered.
+    """
+
+    key: DeviceKey
+    request: str
+    kind: DeviceKind
+    host: HostState | None = None
+    pod: PodState | None = None
+    rdma: RdmaPlan | None = None
+    pci_address: str | None = None
+    published: dict[str, Any] = field(default_factory=dict)
+    receipt_id: str = ""
+
+    @property
+    def main_request(self) -> str:
+        """The request without its sub-request (KEP-4816)."""
+        return self.request.partition("/")[0]
+
+    @property
+    def label(self) -> str:
+        """The device as a user knows it: the interface's host name where there is one, else the device name."""
+        return self.host.link.name if self.host else self.key.device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimPlan:
+    """All devices of this driver in one claim, in the order of the allocation."""
+
+    ref: ClaimRef
+    allocation_hash: str
+    devices: tuple[DevicePlan, ...] = ()
+    pods: tuple[PodRef, ...] = ()
+    pod_claim_name: str | None = None
+    listed_by: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Container name → requests of this claim that it lists (``""`` for the whole claim); empty: nobody lists it."""
+    version: int = PLAN_VERSION
+
+    @property
+    def moves(self) -> bool:
+        """Tell whether the claim can serve only one pod at a time."""
+        return any(device.kind.moves for device in self.devices)
