@@ -1,7 +1,7 @@
 """Frozen dataclasses to JSON and back, by their type hints.
 
-The journal keeps plans and facts as JSON text. Fields that a row lacks take their default, so that a newer program reads
-the rows of an older one; fields that the program does not know are an error, because a row of a newer program must be
+The journal keeps plans and facts as JSON text. Fields that a row lacks take their default, so that a newer program
+reads the rows of an older one; fields that the program does not know are an error, because a row of a newer program must be
 refused in words instead of half understood.
 """
 
@@ -39,7 +39,11 @@ def to_json(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): to_json(item) for key, item in value.items()}
     if dataclasses.is_dataclass(value):
-        return {name: to_json(getattr(value, name)) for name, default in _defaults(type(value)) if getattr(value, name) != default}
+        return {
+            name: to_json(getattr(value, name))
+            for name, default in _defaults(type(value))
+            if getattr(value, name) != default
+        }
     raise TypeError(f"cannot be kept as JSON: {type(value).__name__}")
 
 

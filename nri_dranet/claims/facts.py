@@ -58,8 +58,8 @@ class ObservedRdma:
 class DeviceFacts:
     """All that is known of one device of a claim now.
 
-    ``reason`` is a word of the documented list (docs/user/status.md) where the phase alone does not say enough; ``step``
-    names the step of an attach that failed.
+    ``reason`` is a word of the documented list (docs/user/status.md) where the phase alone does not say enough;
+    ``step`` names the step of an attach that failed.
     """
 
     key: DeviceKey

@@ -38,8 +38,9 @@ class DeviceKind(enum.StrEnum):
 class HostState:
     """The device on the host at Prepare, as it must come back.
 
-    ``sysctls`` maps ``ipv4/conf/arp_ignore`` (family, directory, name; without the interface) to the value. ``features``
-    and ``private_flags`` are ethtool's, only those that can be changed. ``bridge_master`` and the like are ``link.master``.
+    ``sysctls`` maps ``ipv4/conf/arp_ignore`` (family, directory, name; without the interface) to the value.
+    ``features`` and ``private_flags`` are ethtool's, only those that can be changed. A bridge or bond that the
+    interface was a port of is ``link.master``.
     """
 
     link: Link
@@ -141,8 +142,8 @@ class RdmaPlan:
 class DevicePlan:
     """One device of a claim: which, what to do with it, how it was, how it shall be.
 
-    ``published`` is the device entry of the ResourceSlice at Prepare (name, attributes, capacity), kept so that the device
-    stays published while it is in a pod. ``receipt_id`` is the CDI device ID that Prepare answered.
+    ``published`` is the device entry of the ResourceSlice at Prepare (name, attributes, capacity), kept so that the
+    device stays published while it is in a pod. ``receipt_id`` is the CDI device ID that Prepare answered.
     """
 
     key: DeviceKey

@@ -28,7 +28,8 @@ class ClaimRecord:
     """One claim: its plan, where it stands in its life, who holds it, what is known of its devices.
 
     ``successor`` is the plan of the next allocation of the same claim, made while a former pod still holds this one
-    (kubelet does not call Prepare for it). ``prepared`` is False for a claim that a watch saw but kubelet has not prepared.
+    (kubelet does not call Prepare for it). ``prepared`` is False for a claim that a watch saw but kubelet has not
+    prepared.
     """
 
     plan: ClaimPlan
