@@ -1,7 +1,7 @@
 """Frozen dataclasses to JSON and back, by their type hints.
 
 The journal keeps plans and facts as JSON text. Fields that a row lacks take their default, so that a newer program
-reads the rows of an older one; fields that the program does not know are an error, because a row of a newer program must be
+reads the rows of an older one. Fields that the program does not know are an error: a row of a newer program must be
 refused in words instead of half understood.
 """
 

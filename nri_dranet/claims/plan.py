@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nri_dranet.claims.model import ClaimRef, DeviceKey, PodRef
-from nri_dranet.netlink.rtnl import Address, Link, Neighbour, Route, Rule
+from nri_dranet.netlink.model import Address, Link, Neighbour, Route, Rule
 
 PLAN_VERSION = 1
 
@@ -27,11 +27,6 @@ class DeviceKind(enum.StrEnum):
     """A device without interface: its character devices, and in exclusive mode its RDMA link."""
     ADMIN = "admin"
     """Admin access (KEP-5018): reported, never moved."""
-
-    @property
-    def moves(self) -> bool:
-        """Tell whether a second pod cannot have the device at the same time."""
-        return self in (DeviceKind.INTERFACE, DeviceKind.CHILD)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +157,13 @@ class DevicePlan:
         return self.request.partition("/")[0]
 
     @property
+    def moves(self) -> bool:
+        """Tell whether a second pod cannot have the device at the same time."""
+        if self.kind is DeviceKind.RDMA:
+            return self.rdma is not None and self.rdma.exclusive
+        return self.kind is not DeviceKind.ADMIN
+
+    @property
     def label(self) -> str:
         """The device as a user knows it: the interface's host name where there is one, else the device name."""
         return self.host.link.name if self.host else self.key.device
@@ -183,4 +185,4 @@ class ClaimPlan:
     @property
     def moves(self) -> bool:
         """Tell whether the claim can serve only one pod at a time."""
-        return any(device.kind.moves for device in self.devices)
+        return any(device.moves for device in self.devices)

@@ -1,0 +1,1 @@
+"""Devices into a pod's namespace and back, as a transaction."""

@@ -1,0 +1,1 @@
+"""The kubelet's side: registration, prepare, unprepare, ResourceSlices, health."""

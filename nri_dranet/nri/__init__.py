@@ -1,0 +1,1 @@
+"""The container runtime's side: the session and its hooks."""

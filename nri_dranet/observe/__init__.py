@@ -1,0 +1,1 @@
+"""Pods' namespaces, watched: link and address events become facts."""

@@ -1,0 +1,65 @@
+"""What the container runtime has told about its pod sandboxes."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from nri_dranet.claims.model import PodRef
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxRef:
+    """A sandbox of a pod; ``netns_path`` is empty for a pod on the host's network."""
+
+    pod: PodRef
+    id: str
+    netns_path: str
+
+
+class Sandboxes:
+    """The sandboxes that run, by ID. Thread-safe.
+
+    A sandbox whose RunPodSandbox this driver refused never gets in; one that has stopped is out, although the runtime may
+    list it for a while.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: dict[str, SandboxRef] = {}
+        self._synchronized = False
+
+    @property
+    def synchronized(self) -> bool:
+        """Tell whether the runtime has listed its sandboxes at least once, so that an absent one does not exist."""
+        return self._synchronized
+
+    def add(self, sandbox: SandboxRef) -> None:
+        """Note that a sandbox runs."""
+        with self._lock:
+            self._running[sandbox.id] = sandbox
+
+    def remove(self, sandbox_id: str) -> None:
+        """Note that a sandbox has stopped, or never came to life."""
+        with self._lock:
+            self._running.pop(sandbox_id, None)
+
+    def replace(self, sandboxes: Iterable[SandboxRef]) -> None:
+        """Take the runtime's whole list (NRI Synchronize)."""
+        with self._lock:
+            self._running = {sandbox.id: sandbox for sandbox in sandboxes}
+            self._synchronized = True
+
+    def get(self, sandbox_id: str) -> SandboxRef | None:
+        """Return the sandbox if it runs."""
+        with self._lock:
+            return self._running.get(sandbox_id)
+
+    def of_pod(self, pod_uid: str) -> tuple[SandboxRef, ...]:
+        """Return the running sandboxes of a pod, the newest last."""
+        with self._lock:
+            return tuple(sandbox for sandbox in self._running.values() if sandbox.pod.uid == pod_uid)

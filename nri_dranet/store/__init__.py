@@ -1,0 +1,1 @@
+"""The journal: what this node has prepared, on disk."""
