@@ -41,7 +41,7 @@ def to_json(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {
             name: to_json(getattr(value, name))
-            for name, default in _defaults(type(value))
+            for name, default in _defaults(typing.cast("type", type(value)))
             if getattr(value, name) != default
         }
     raise TypeError(f"cannot be kept as JSON: {type(value).__name__}")

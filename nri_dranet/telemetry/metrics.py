@@ -1,4 +1,4 @@
-"""Every metric of the program. The names that start with ``dranet_driver_`` are the reference's and keep its meaning."""
+"""Every metric of the program. Names that start with ``dranet_driver_`` are the reference's and keep its meaning."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ NRI_LATENCY = Histogram(
     buckets=_FAST,
 )
 PUBLISHED_DEVICES = Gauge("dranet_driver_published_devices_total", "Devices in the ResourceSlices.", ["feature"])
-LAST_PUBLISHED = Gauge("dranet_driver_last_published_time_seconds", "When ResourceSlices were last written (Unix time).")
+LAST_PUBLISHED = Gauge(
+    "dranet_driver_last_published_time_seconds", "When ResourceSlices were last written (Unix time)."
+)
 
 NRI_CONNECTED = Gauge("nri_dranet_nri_connected", "1 while the container runtime's NRI has this plugin registered.")
 NRI_CONNECTS = Counter("nri_dranet_nri_connects", "Attempts to join the container runtime.", ["result"])

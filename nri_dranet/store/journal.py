@@ -1,0 +1,328 @@
+"""The journal: one row a claim that kubelet has prepared on this node, and the statuses that wait to be written.
+
+Reads are answered from memory; every change is on disk before the method returns. Plans are written once, in Prepare;
+a hook updates the small columns only.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from nri_dranet.claims import codec, lifecycle
+from nri_dranet.claims.facts import ClaimFacts, DeviceFacts
+from nri_dranet.claims.lifecycle import State
+from nri_dranet.claims.model import ClaimRef, PodRef
+from nri_dranet.claims.plan import PLAN_VERSION, ClaimPlan
+from nri_dranet.claims.record import ClaimRecord, Holder
+from nri_dranet.store.database import JournalError, open_database
+from nri_dranet.telemetry import metrics
+from nri_dranet.telemetry.logs import fields
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
+LOG = logging.getLogger(__name__)
+
+_COLUMNS = "uid, namespace, name, state, boot_id, prepared, plan, holder, facts, successor"
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """A row that could not be read and was set aside; the claim is known by its columns only."""
+
+    ref: ClaimRef
+    reason: str
+
+
+class Journal:
+    """The claims of this node. Thread-safe."""
+
+    def __init__(self, path: Path, boot_id: str) -> None:
+        """Open the journal and read it.
+
+        Rows of another boot are dropped: after a reboot nothing is attached and nothing prepared. Rows that cannot be
+        read are set aside; all others work.
+
+        Args:
+            path: the SQLite file.
+            boot_id: the kernel's, from ``/proc/sys/kernel/random/boot_id``.
+
+        Raises:
+            JournalError: the file cannot be opened, or is of a newer version.
+        """
+        self._lock = threading.RLock()
+        self._boot_id = boot_id
+        self._records: dict[str, ClaimRecord] = {}
+        self._connection, self.moved_aside = open_database(path)
+        self.quarantined: tuple[Quarantined, ...] = ()
+        self.voided: tuple[ClaimRef, ...] = ()
+        with self._transaction("read the journal"):
+            self._load()
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._connection.close()
+
+    # ---- reading
+
+    def records(self) -> tuple[ClaimRecord, ...]:
+        """Return all claims, in the order in which they were prepared."""
+        with self._lock:
+            return tuple(self._records.values())
+
+    def get(self, uid: str) -> ClaimRecord | None:
+        """Return a claim by UID."""
+        with self._lock:
+            return self._records.get(uid)
+
+    def of_pod(self, pod_uid: str) -> tuple[ClaimRecord, ...]:
+        """Return the claims that a pod may use, by their plan or by the plan of their next allocation."""
+        with self._lock:
+            return tuple(record for record in self._records.values() if _serves(record, pod_uid))
+
+    def of_sandbox(self, sandbox_id: str) -> tuple[ClaimRecord, ...]:
+        """Return the claims whose devices are in a sandbox, or on their way."""
+        with self._lock:
+            return tuple(r for r in self._records.values() if r.holder and r.holder.sandbox_id == sandbox_id)
+
+    def of_device(self, device: str) -> tuple[ClaimRecord, ...]:
+        """Return the claims that have a device of this name."""
+        with self._lock:
+            return tuple(r for r in self._records.values() if any(d.key.device == device for d in r.plan.devices))
+
+    # ---- writing
+
+    def put(self, record: ClaimRecord) -> ClaimRecord:
+        """Write a whole claim, plan included.
+
+        Raises:
+            JournalError: it could not be written; the journal is as before.
+        """
+        with self._lock:
+            record = replace(record, boot_id=self._boot_id)
+            with self._transaction(f"record claim {record.ref}"):
+                self._connection.execute(
+                    f"INSERT OR REPLACE INTO claims ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?)",  # noqa: S608 - a constant
+                    _row(record),
+                )
+            self._records[record.uid] = record
+            return record
+
+    def update(
+        self,
+        uids: Iterable[str],
+        *,
+        state: State,
+        holder: Holder | None = None,
+        facts: Sequence[DeviceFacts] | None = None,
+    ) -> tuple[ClaimRecord, ...]:
+        """Take claims to a state, in one transaction.
+
+        Args:
+            uids: the claims; each must be in the journal.
+            state: the state to go to.
+            holder: who holds the devices from now on; None: nobody.
+            facts: facts about devices; each claim takes those of its own devices. None: as before.
+
+        Raises:
+            LifecycleError: a claim cannot go to that state from where it is.
+            JournalError: it could not be written; the journal is as before.
+        """
+        with self._lock:
+            changed = []
+            for uid in uids:
+                old = self._records[uid]
+                lifecycle.check(old.state, state)
+                own = old.facts if facts is None else _own(old.plan, facts)
+                changed.append(replace(old, state=state, holder=holder, facts=own))
+            with self._transaction("record a change"):
+                for record in changed:
+                    self._connection.execute(
+                        "UPDATE claims SET state=?, holder=?, facts=? WHERE uid=?",
+                        (
+                            record.state.value,
+                            codec.dumps(record.holder) if record.holder else None,
+                            codec.dumps(record.facts),
+                            record.uid,
+                        ),
+                    )
+            for record in changed:
+                self._records[record.uid] = record
+            return tuple(changed)
+
+    def set_facts(self, uid: str, facts: Sequence[DeviceFacts]) -> ClaimRecord | None:
+        """Replace what is known of a claim's devices, whatever its state; None when the claim is not there.
+
+        Raises:
+            JournalError: it could not be written; the journal is as before.
+        """
+        with self._lock:
+            old = self._records.get(uid)
+            if old is None:
+                return None
+            record = replace(old, facts=tuple(facts))
+            with self._transaction("record facts"):
+                self._connection.execute("UPDATE claims SET facts=? WHERE uid=?", (codec.dumps(record.facts), uid))
+            self._records[uid] = record
+            return record
+
+    def remove(self, uid: str) -> None:
+        """Forget a claim; nothing happens when it is not there.
+
+        Raises:
+            JournalError: it could not be written; the journal is as before.
+        """
+        with self._lock:
+            with self._transaction("remove a claim"):
+                self._connection.execute("DELETE FROM claims WHERE uid=?", (uid,))
+                self._connection.execute("DELETE FROM quarantine WHERE uid=?", (uid,))
+            self._records.pop(uid, None)
+
+    def check_writable(self) -> None:
+        """Write nothing, durably: tells whether a Prepare could be recorded now.
+
+        Raises:
+            JournalError: it could not.
+        """
+        with self._lock, self._transaction("write the journal"):
+            self._connection.execute("UPDATE statuses SET pending=pending WHERE 0")
+
+    # ---- statuses that wait to be written
+
+    def put_status(self, facts: ClaimFacts) -> None:
+        """Keep what a claim's status shall say until ``status_written`` is told.
+
+        Raises:
+            JournalError: it could not be written; the journal is as before.
+        """
+        with self._lock, self._transaction("record a status"):
+            self._connection.execute(
+                "INSERT OR REPLACE INTO statuses (uid, facts, pending) VALUES (?,?,1)",
+                (facts.ref.uid, codec.dumps(facts)),
+            )
+
+    def status_written(self, uid: str) -> None:
+        """Forget the status of a claim: it is written, or the claim is gone.
+
+        Raises:
+            JournalError: it could not be written; the journal is as before.
+        """
+        with self._lock, self._transaction("remove a status"):
+            self._connection.execute("DELETE FROM statuses WHERE uid=?", (uid,))
+
+    def pending_statuses(self) -> list[ClaimFacts]:
+        """Return what waits to be written since an earlier life of the program.
+
+        Raises:
+            JournalError: it could not be read.
+        """
+        found = []
+        with self._lock, self._transaction("read statuses"):
+            for uid, text in self._connection.execute("SELECT uid, facts FROM statuses").fetchall():
+                try:
+                    found.append(codec.loads(ClaimFacts, text))
+                except codec.DecodeError as error:
+                    self._set_aside(uid, "statuses", str(error), text)
+                    self._connection.execute("DELETE FROM statuses WHERE uid=?", (uid,))
+        return found
+
+    # ---- inside
+
+    @contextmanager
+    def _transaction(self, what: str) -> Iterator[None]:
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise JournalError(f"the journal cannot {what}: {error}") from error
+
+    def _load(self) -> None:
+        quarantined, voided = [], []
+        rows = self._connection.execute(f"SELECT {_COLUMNS} FROM claims ORDER BY rowid").fetchall()  # noqa: S608 - a constant
+        for row in rows:
+            uid, namespace, name, _, boot_id, *_ = row
+            ref = ClaimRef(namespace, name, uid)
+            if boot_id != self._boot_id:
+                voided.append(ref)
+                self._connection.execute("DELETE FROM claims WHERE uid=?", (uid,))
+                continue
+            try:
+                self._records[uid] = _record(row)
+            except codec.DecodeError as error:
+                quarantined.append(Quarantined(ref, str(error)))
+                self._set_aside(uid, "claims", str(error), repr(row))
+                self._connection.execute("DELETE FROM claims WHERE uid=?", (uid,))
+        self.quarantined, self.voided = tuple(quarantined), tuple(voided)
+
+    def _set_aside(self, uid: str, source: str, reason: str, content: str) -> None:
+        metrics.QUARANTINED.inc()
+        LOG.error(
+            "a row of the journal cannot be read and was set aside", extra=fields(claim=uid, table=source, error=reason)
+        )
+        self._connection.execute(
+            "INSERT INTO quarantine (uid, source, reason, content, set_aside) VALUES (?,?,?,?,?)",
+            (uid, source, reason, content, time.time()),
+        )
+
+
+def _serves(record: ClaimRecord, pod_uid: str) -> bool:
+    if any(pod.uid == pod_uid for pod in record.plan.pods):
+        return True
+    return record.successor is not None and any(pod.uid == pod_uid for pod in record.successor.pods)
+
+
+def _own(plan: ClaimPlan, facts: Sequence[DeviceFacts]) -> tuple[DeviceFacts, ...]:
+    keys = {(device.key, device.request) for device in plan.devices}
+    return tuple(fact for fact in facts if (fact.key, fact.request) in keys)
+
+
+def _row(record: ClaimRecord) -> tuple[object, ...]:
+    return (
+        record.uid,
+        record.ref.namespace,
+        record.ref.name,
+        record.state.value,
+        record.boot_id,
+        int(record.prepared),
+        codec.dumps(record.plan),
+        codec.dumps(record.holder) if record.holder else None,
+        codec.dumps(record.facts),
+        codec.dumps(record.successor) if record.successor else None,
+    )
+
+
+def _record(row: Sequence[object]) -> ClaimRecord:
+    _, _, _, state, boot_id, prepared, plan, holder, facts, successor = row
+    decoded = codec.loads(ClaimPlan, str(plan))
+    if decoded.version != PLAN_VERSION:
+        raise codec.DecodeError(f".version: {decoded.version} is not {PLAN_VERSION}")
+    return ClaimRecord(
+        plan=decoded,
+        state=codec.from_json(State, state),
+        holder=codec.loads(Holder, str(holder)) if holder is not None else None,
+        facts=codec.loads(tuple[DeviceFacts, ...], str(facts)),
+        successor=codec.loads(ClaimPlan, str(successor)) if successor is not None else None,
+        prepared=bool(prepared),
+        boot_id=str(boot_id),
+    )
+
+
+def pods_of(record: ClaimRecord) -> tuple[PodRef, ...]:
+    """Return the pods that a claim serves: its plan's and its successor's."""
+    successor = record.successor.pods if record.successor else ()
+    return (*record.plan.pods, *(pod for pod in successor if pod not in record.plan.pods))

@@ -1,0 +1,35 @@
+"""The tables of the journal, by version. A new version adds a step; steps are never changed."""
+
+from __future__ import annotations
+
+VERSION = 1
+
+STEPS: tuple[str, ...] = (
+    """
+    CREATE TABLE claims (
+        uid TEXT PRIMARY KEY,
+        namespace TEXT NOT NULL,
+        name TEXT NOT NULL,
+        state TEXT NOT NULL,
+        boot_id TEXT NOT NULL,
+        prepared INTEGER NOT NULL,
+        plan TEXT NOT NULL,
+        holder TEXT,
+        facts TEXT NOT NULL,
+        successor TEXT
+    ) STRICT;
+    CREATE TABLE statuses (
+        uid TEXT PRIMARY KEY,
+        facts TEXT NOT NULL,
+        pending INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE quarantine (
+        uid TEXT NOT NULL,
+        source TEXT NOT NULL,
+        reason TEXT NOT NULL,
+        content TEXT NOT NULL,
+        set_aside REAL NOT NULL
+    ) STRICT;
+    """,
+)
+"""``STEPS[n]`` takes a journal of version n to n + 1 (``PRAGMA user_version``)."""
