@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from typing import Any
 
 from nri_dranet.api.errors import MAX_ERRORS, FieldError, show, show_path
@@ -20,8 +21,11 @@ MAX_BYTES = 10 * 1024
 MAX_DEPTH = 16
 """Levels of objects and lists in one document; the schema itself needs four."""
 
+MAX_ITEMS = 1024
+"""Entries of one list or object in one document; no list of the schema takes more than a quarter of it."""
+
 _MAX_DIGITS = 40
-_TOKENS = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[{]|[\]}]', re.DOTALL)
+_TOKENS = re.compile(r'"(?:[^"\\]|\\.?)*+(?:"|\Z)|[\[{]|[\]}]', re.DOTALL)
 
 Location = tuple[str | int, ...]
 
@@ -55,42 +59,53 @@ def read_document(parameters: Any) -> tuple[dict[str, Any], list[FieldError]]:
         return {}, [FieldError("", show(data), "must be an object")]
     reader = _Reader()
     cleaned = reader.clean(data, ())
-    return (cleaned if isinstance(cleaned, dict) else {}), reader.errors
+    if reader.too_large:
+        return {}, [FieldError("", "", f"must have at most {MAX_BYTES} bytes")]
+    return cleaned or {}, reader.errors
 
 
 def _decode(raw: str | bytes | bytearray) -> Any:
-    if len(raw) > MAX_BYTES:
-        raise DocumentError(f"must have at most {MAX_BYTES} bytes, has {len(raw)}")
-    try:
-        data = raw.encode("utf-8") if isinstance(raw, str) else bytes(raw)
-        text = data.decode("utf-8")
-    except UnicodeError as error:
-        raise DocumentError(f"must be UTF-8 text: {error.reason}") from None
-    if len(data) > MAX_BYTES:
-        raise DocumentError(f"must have at most {MAX_BYTES} bytes, has {len(data)}")
+    text = _bounded_text(raw)
     if not text.strip():
         return None
-    depth = 0
-    for token in _TOKENS.finditer(text):
-        if token[0] in "[{":
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise DocumentError(f"must have at most {MAX_DEPTH} levels of nesting")
-        elif token[0] in "]}":
-            depth -= 1
+    if _depth(text) > MAX_DEPTH:
+        raise DocumentError(f"must have at most {MAX_DEPTH} levels of nesting")
     try:
         return json.loads(text, object_pairs_hook=_object, parse_int=_whole)
     except json.JSONDecodeError as error:
         raise DocumentError(f"must be JSON: {error.msg} in line {error.lineno}, column {error.colno}") from None
-    except (ValueError, RecursionError):
-        raise DocumentError("must be JSON") from None
+
+
+def _bounded_text(raw: str | bytes | bytearray) -> str:
+    if len(raw) > MAX_BYTES:
+        raise DocumentError(f"must have at most {MAX_BYTES} bytes, has {len(raw)}")
+    try:
+        data = raw.encode() if isinstance(raw, str) else bytes(raw)
+        text = data.decode()
+    except (UnicodeEncodeError, UnicodeDecodeError) as error:
+        raise DocumentError(f"must be UTF-8 text: {error.reason}") from None
+    if len(data) > MAX_BYTES:
+        raise DocumentError(f"must have at most {MAX_BYTES} bytes, has {len(data)}")
+    return text
+
+
+def _depth(text: str) -> int:
+    """Return the deepest nesting of a JSON text; brackets within texts do not count."""
+    depth = deepest = 0
+    for token in _TOKENS.finditer(text):
+        if token[0] in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif token[0] in "]}":
+            depth -= 1
+    return deepest
 
 
 def _object(pairs: list[tuple[str, Any]]) -> _Object:
     found = _Object(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        found.repeated = tuple(name for name in found if names.count(name) > 1)
+        times = Counter(name for name, _ in pairs)
+        found.repeated = tuple(name for name, count in times.items() if count > 1)
     return found
 
 
@@ -106,15 +121,20 @@ class _Reader:
         self.errors: list[FieldError] = []
         self._left = MAX_BYTES
 
+    @property
+    def too_large(self) -> bool:
+        """Tell whether the document has more than ``MAX_BYTES``; what was read of it is not the whole then."""
+        return self._left < 0
+
     def clean(self, value: Any, where: Location) -> Any:
         self._left -= 1 + (len(value) if isinstance(value, str) else 0)
-        if self._left < 0:
-            if self._left > -MAX_BYTES:
-                self._left = -MAX_BYTES
-                self.errors.append(FieldError("", "", f"must have at most {MAX_BYTES} bytes"))
+        if self.too_large:
             return None
         if isinstance(value, dict | list) and len(where) >= MAX_DEPTH:
             self._refuse(where, value, f"must have at most {MAX_DEPTH} levels of nesting")
+            return None
+        if isinstance(value, dict | list) and len(value) > MAX_ITEMS:
+            self._refuse(where, value, f"must have at most {MAX_ITEMS} entries, has {len(value)}")
             return None
         if isinstance(value, dict):
             return self._members(value, where)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 MAX_ERRORS = 50
-"""More problems than this in one document are counted, not listed: an Event has 1,024 characters."""
+"""More problems than this are counted, not listed: an Event has room for 1,024 characters."""
 
 MAX_VALUE = 64
 """Characters of a refused value that a message repeats."""
@@ -41,35 +43,34 @@ class FieldError:
 class ConfigError(ValueError):
     """A configuration is refused. ``errors`` has every problem found, in the order of the schema.
 
-    The text form is one line, fit for an Event, a condition or the answer to the kubelet.
+    The text form is one line, fit for an Event, a condition or the answer to the kubelet. ``unlisted`` counts the
+    problems beyond ``MAX_ERRORS``.
     """
 
-    def __init__(self, errors: Iterable[FieldError]) -> None:
+    def __init__(self, errors: Iterable[FieldError], unlisted: int = 0) -> None:
         found = tuple(errors)
-        if len(found) > MAX_ERRORS:
-            rest = len(found) - MAX_ERRORS
-            found = (*found[:MAX_ERRORS], FieldError("", "", f"{rest} more problems are not listed"))
-        self.errors: tuple[FieldError, ...] = found
-        super().__init__("; ".join(str(error) for error in found))
-
-    def with_origin(self, origin: str) -> ConfigError:
-        """Return the same problems, each one that has no origin yet marked with ``origin``."""
-        return ConfigError(replace(error, origin=error.origin or origin) for error in self.errors)
+        self.errors: tuple[FieldError, ...] = found[:MAX_ERRORS]
+        self.unlisted = unlisted + len(found) - len(self.errors)
+        super().__init__(self._text(self.errors, self.unlisted))
 
     def summary(self, limit: int = 1024) -> str:
         """Return the text in at most ``limit`` characters, cut between problems where that is possible."""
         text = str(self)
         if len(text) <= limit:
             return text
-        parts: list[str] = []
-        for i, error in enumerate(self.errors):
-            rest = len(self.errors) - i - 1
-            tail = f"; and {rest} more" if rest else ""
-            if len("; ".join([*parts, str(error)])) + len(tail) > limit:
-                break
-            parts.append(str(error))
-        left = len(self.errors) - len(parts)
-        return "; ".join([*parts, f"and {left} more"]) if parts else text[: limit - 1] + "…"
+        total = len(self.errors) + self.unlisted
+        for listed in range(len(self.errors) - 1, 0, -1):
+            text = self._text(self.errors[:listed], total - listed)
+            if len(text) <= limit:
+                return text
+        return text[: limit - 1] + "…"
+
+    @staticmethod
+    def _text(errors: Sequence[FieldError], unlisted: int) -> str:
+        parts = [str(error) for error in errors]
+        if unlisted:
+            parts.append(f"and {unlisted} more")
+        return "; ".join(parts)
 
 
 def show(value: Any) -> str:
@@ -82,10 +83,9 @@ def show(value: Any) -> str:
         return "{…}" if value else "{}"
     elif isinstance(value, list | tuple):
         return "[…]" if value else "[]"
-    try:
-        text = json.dumps(value)
-    except (TypeError, ValueError, RecursionError):
-        text = f"a {type(value).__name__}"
+    elif not isinstance(value, bool | int | float | None):
+        return f"a {type(value).__name__}"
+    text = json.dumps(value)
     return text if len(text) <= MAX_VALUE + 2 else text[:MAX_VALUE] + "…"
 
 

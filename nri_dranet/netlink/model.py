@@ -16,10 +16,12 @@ FOREVER = 0xFFFF_FFFF
 class Link:
     """An interface (``ifinfomsg`` and its attributes).
 
-    ``lower`` is ``IFLA_LINK``: the other end of a veth, the parent of a macvlan or VLAN; ``lower_netnsid`` says in which
-    namespace that index counts (None: this one). ``parent_device`` is the name on its bus, for PCI the address.
+    ``lower`` is ``IFLA_LINK``: the other end of a veth, the parent of a macvlan or VLAN; ``lower_netnsid`` says in
+    which namespace that index counts (None: this one). ``parent_device`` is the name on its bus, for PCI the address.
     ``type`` is the ARPHRD number, ``kind`` the driver kind of a software link (``veth``), empty for hardware.
-    ``carrier`` is None where the kernel does not tell. Sizes are bytes.
+    ``carrier`` is None where the kernel does not tell. Sizes are bytes. ``num_vfs`` is filled only where it was asked
+    for. ``new_index`` and ``new_netnsid`` stand only in the event of a link that left for another namespace: its index
+    there, and the id that its old namespace knows the new one by.
     """
 
     index: int
@@ -60,6 +62,8 @@ class Link:
     vlan_id: int | None = None
     macvlan_mode: int | None = None
     vrf_table: int | None = None
+    new_index: int = 0
+    new_netnsid: int | None = None
 
     @property
     def up(self) -> bool:
@@ -97,12 +101,14 @@ class Address:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NextHop:
-    """One next hop of a multipath route (``rtnexthop``); ``weight`` counts from 1."""
+    """One next hop of a multipath route (``rtnexthop``); ``weight`` counts from 1, ``unknown`` as in ``Route``."""
 
     index: int = 0
     gateway: str | None = None
     weight: int = 1
     flags: int = 0
+    realm: int = 0
+    unknown: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +116,9 @@ class Route:
     """A route (``rtmsg`` and its attributes).
 
     ``destination`` is a prefix in canonical CIDR form (``0.0.0.0/0`` for the default). ``gateway`` may be of the other
-    family (RTA_VIA). ``metrics`` maps the name of a RTAX_* number (``mtu``, ``advmss``) to its value.
+    family (RTA_VIA). ``metrics`` maps the name of a RTAX_* number (``mtu``, ``advmss``) to its value. ``expires`` is
+    the rest of an IPv6 route's life in seconds, 0 without an end. ``unknown`` are the RTA_* numbers of what stands in
+    no field here (an encapsulation): such a route cannot be copied faithfully.
     """
 
     family: int
@@ -130,13 +138,17 @@ class Route:
     next_hops: tuple[NextHop, ...] = ()
     metrics: dict[str, int] = field(default_factory=dict)
     expires: int = 0
+    realm: int = 0
+    congestion_control: str = ""
+    unknown: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
     """A policy rule (``fib_rule_hdr`` and its attributes). None: the rule does not look at it.
 
-    ``priority`` None lets the kernel choose. Ranges are (first, last), both included.
+    ``priority`` None lets the kernel choose. Ranges are (first, last), both included. ``unknown`` are the FRA_* numbers
+    of qualifiers that stand in no field here: a copy without them would match more than the rule does.
     """
 
     family: int
@@ -160,6 +172,8 @@ class Rule:
     goto: int | None = None
     l3mdev: bool = False
     protocol: int = 0
+    realm: int = 0
+    unknown: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

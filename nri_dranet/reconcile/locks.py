@@ -22,8 +22,8 @@ class DeviceBusyError(Exception):
 class DeviceLocks:
     """Locks by device name, taken in sorted order so that two holders of several never wait for each other.
 
-    A hook that the runtime gave up on keeps its locks until its undo has ended; so the device is refused to everyone until
-    then.
+    A hook that the runtime gave up on keeps its locks until its undo has ended; so the device is refused to everyone
+    until then.
     """
 
     def __init__(self) -> None:
@@ -45,9 +45,7 @@ class DeviceLocks:
         wanted = sorted(set(devices))
         taken: list[str] = []
         try:
-            for device in wanted:
-                if self._take(device, me, until):
-                    taken.append(device)
+            taken.extend(device for device in wanted if self._take(device, me, until))
             yield
         finally:
             with self._changed:

@@ -24,13 +24,14 @@ class SandboxRef:
 class Sandboxes:
     """The sandboxes that run, by ID. Thread-safe.
 
-    A sandbox whose RunPodSandbox this driver refused never gets in; one that has stopped is out, although the runtime may
-    list it for a while.
+    A sandbox whose RunPodSandbox this driver refused never gets in; one that has stopped is out, although the runtime
+    may list it for a while.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._running: dict[str, SandboxRef] = {}
+        self._stopped: set[str] = set()
         self._synchronized = False
 
     @property
@@ -38,20 +39,41 @@ class Sandboxes:
         """Tell whether the runtime has listed its sandboxes at least once, so that an absent one does not exist."""
         return self._synchronized
 
-    def add(self, sandbox: SandboxRef) -> None:
-        """Note that a sandbox runs."""
+    def begin(self, sandbox_id: str) -> None:
+        """Note that the runtime starts a sandbox, maybe one that had stopped before."""
         with self._lock:
-            self._running[sandbox.id] = sandbox
+            self._stopped.discard(sandbox_id)
 
-    def remove(self, sandbox_id: str) -> None:
-        """Note that a sandbox has stopped, or never came to life."""
+    def add(self, sandbox: SandboxRef) -> bool:
+        """Note that a sandbox runs; False when it has stopped since ``begin``."""
+        with self._lock:
+            if sandbox.id in self._stopped:
+                return False
+            self._running[sandbox.id] = sandbox
+            return True
+
+    def stop(self, sandbox_id: str) -> None:
+        """Note that a sandbox stops, also one whose start is still under way."""
         with self._lock:
             self._running.pop(sandbox_id, None)
+            self._stopped.add(sandbox_id)
+
+    def remove(self, sandbox_id: str) -> None:
+        """Forget a sandbox."""
+        with self._lock:
+            self._running.pop(sandbox_id, None)
+            self._stopped.discard(sandbox_id)
+
+    def stopped(self, sandbox_id: str) -> bool:
+        """Tell whether a sandbox has stopped and was not removed yet."""
+        with self._lock:
+            return sandbox_id in self._stopped
 
     def replace(self, sandboxes: Iterable[SandboxRef]) -> None:
         """Take the runtime's whole list (NRI Synchronize)."""
         with self._lock:
             self._running = {sandbox.id: sandbox for sandbox in sandboxes}
+            self._stopped.clear()
             self._synchronized = True
 
     def get(self, sandbox_id: str) -> SandboxRef | None:

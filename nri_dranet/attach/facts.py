@@ -1,0 +1,62 @@
+"""What the kernel shows of an interface in a pod, as facts for the status."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from nri_dranet.attach import state
+from nri_dranet.claims.facts import DeviceFacts, ObservedInterface, ObservedRdma, Phase
+from nri_dranet.claims.plan import DeviceKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from nri_dranet.claims.plan import DevicePlan
+    from nri_dranet.netlink.model import Address, Link
+
+
+def observed(plan: DevicePlan, link: Link, addresses: Iterable[Address]) -> ObservedInterface:
+    """Describe an interface of a pod: all addresses of it but the link-local ones that the kernel made by itself."""
+    wanted = plan.pod.addresses if plan.pod else ()
+    planned = {address.address for address in wanted}
+    present = [address for address in addresses if address.index in {0, link.index}]
+    return ObservedInterface(
+        name=link.name,
+        hardware_address=link.address,
+        addresses=tuple(
+            address.cidr
+            for address in present
+            if address.address in planned or not state.kernel_link_local(address, link.address)
+        ),
+        up=link.up,
+        carrier=link.carrier,
+        operstate=link.operstate,
+        index=link.index,
+        missing_addresses=tuple(address.cidr for address in state.missing_addresses(wanted, present)),
+    )
+
+
+def attached(plan: DevicePlan, interface: ObservedInterface | None, rdma: ObservedRdma | None = None) -> DeviceFacts:
+    """Give the facts of a device that is in its pod."""
+    facts = replace(_bare(plan, Phase.ATTACHED), interface=interface, rdma=rdma)
+    if interface is not None and plan.pod is not None and interface.name != plan.pod.name:
+        return replace(facts, reason="Renamed", message=f"the interface {plan.pod.name} is called {interface.name} now")
+    return facts
+
+
+def not_there(plan: DevicePlan, phase: Phase, reason: str, message: str) -> DeviceFacts:
+    """Give the facts of a device that is not in its pod (``LOST``), or of which that is not known (``UNKNOWN``)."""
+    return replace(_bare(plan, phase), reason=reason, message=message)
+
+
+def _bare(plan: DevicePlan, phase: Phase) -> DeviceFacts:
+    return DeviceFacts(
+        key=plan.key,
+        request=plan.request,
+        phase=phase,
+        label=plan.label,
+        rdma_only=plan.kind is DeviceKind.RDMA,
+        admin=plan.kind is DeviceKind.ADMIN,
+        exclusive_rdma=plan.rdma is not None and plan.rdma.exclusive,
+    )

@@ -1,0 +1,71 @@
+"""How an interface is on the host, read before it leaves, so that it can come back the same."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+from typing import TYPE_CHECKING, Final
+
+from nri_dranet.attach import offloads
+from nri_dranet.claims.plan import HostState
+from nri_dranet.netlink.codec import NetlinkError
+from nri_dranet.netlink.ethtool import Ethtool
+from nri_dranet.netlink.namespaces import NetNs
+
+if TYPE_CHECKING:
+    from nri_dranet.netlink.links import LinkConf
+    from nri_dranet.netlink.sockets import RtnlSocket
+
+# linux/sockios.h: the descriptor of a socket's network namespace.
+_SIOCGSKNS: Final = 0x894C
+
+# Not settings of their own: the MTU follows the link's, the mode is set by netlink, multicast forwarding by a daemon's
+# socket.
+_NOT_SETTINGS: Final = frozenset(
+    {"ipv4/conf/mc_forwarding", "ipv6/conf/mtu", "ipv6/conf/addr_gen_mode", "ipv6/conf/mc_forwarding"}
+)
+
+
+def take_snapshot(host: RtnlSocket, index: int, *, ethtool: bool | Ethtool = True) -> HostState:
+    """Read all of an interface that ``restore`` can bring back, by a handful of messages.
+
+    Args:
+        host: a socket in the interface's namespace.
+        index: the interface.
+        ethtool: read also features and private flags; over this object, where one is given, which saves making one.
+
+    Raises:
+        NetlinkError: ENODEV if there is no such interface, or the kernel refuses.
+    """
+    found = host.link_and_conf(index)
+    if found is None:
+        raise NetlinkError(errno.ENODEV, f"read link {index}")
+    link, conf = found
+    features: dict[str, bool] = {}
+    flags: dict[str, bool] = {}
+    if isinstance(ethtool, Ethtool):
+        features, flags = offloads.read(ethtool, index)
+    elif ethtool:
+        with _namespace_of(host) as netns, Ethtool(netns) as made:
+            features, flags = offloads.read(made, index)
+    return HostState(
+        link=link,
+        addresses=tuple(host.addresses(index)),
+        routes=tuple(host.routes(index)),
+        neighbours=tuple(host.neighbours(index, permanent_only=True)),
+        sysctls=settings(conf),
+        features=features,
+        private_flags=flags,
+    )
+
+
+def _namespace_of(host: RtnlSocket) -> NetNs:
+    """Open the namespace that a socket belongs to, which need not be this thread's."""
+    return NetNs(fcntl.ioctl(host.fileno(), _SIOCGSKNS), "/proc/self/net")
+
+
+def settings(conf: LinkConf) -> dict[str, str]:
+    """Give per-interface settings by their names as sysctls (``ipv4/conf/arp_ignore``)."""
+    found = {f"ipv4/conf/{name}": str(value) for name, value in conf.ipv4.items()}
+    found.update((f"ipv6/conf/{name}", str(value)) for name, value in conf.ipv6.items())
+    return {key: value for key, value in found.items() if key not in _NOT_SETTINGS}

@@ -1,0 +1,106 @@
+"""The claims that this node holds, each watched by name.
+
+The watch is needed twice. The status writer learns from it when its entries were altered. And kubelet calls no
+Prepare for the next pod of a claim that it still counts as prepared: only ``reservedFor`` names that pod, before
+kubelet knows it.
+
+Claims have no node selector, so that each is watched by ``metadata.name`` on a connection of its own: as many as the
+node has claims in use.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from nri_dranet.claims.model import ClaimRef
+from nri_dranet.kube.listwatch import DELETED, SYNC, Closer, watch
+from nri_dranet.kube.resources import claims_path
+from nri_dranet.telemetry.logs import fields
+
+if TYPE_CHECKING:
+    from nri_dranet.kube.client import KubeClient
+
+LOG = logging.getLogger(__name__)
+
+OnClaim = Callable[[ClaimRef, Mapping[str, Any] | None], None]
+"""Told the claim as it is now; None: it is gone, or a claim of another UID has its name."""
+
+
+@dataclass(slots=True)
+class _Watch:
+    ref: ClaimRef
+    closer: Closer = field(default_factory=Closer)
+
+
+class HeldClaims:
+    """Keeps one watch a held claim."""
+
+    def __init__(self, client: KubeClient, held: Callable[[], Iterable[ClaimRef]], on_claim: OnClaim) -> None:
+        """Prepare to watch.
+
+        Args:
+            client: the API server.
+            held: the claims that are held now.
+            on_claim: called from the watches' threads, one call at a time for a claim.
+        """
+        self._client = client
+        self._held = held
+        self._on_claim = on_claim
+        self._watches: dict[str, _Watch] = {}
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="held-claims", daemon=True)
+
+    def start(self) -> None:
+        """Begin to watch what is held."""
+        self._wake.set()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End all watches."""
+        self._stop.set()
+        self._wake.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+        for each in self._watches.values():
+            each.closer.close()
+
+    def refresh(self) -> None:
+        """Look again which claims are held. Never blocks."""
+        self._wake.set()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._wake.wait()
+            self._wake.clear()
+            if not self._stop.is_set():
+                self._match()
+
+    def _match(self) -> None:
+        held = {ref.uid: ref for ref in self._held()}
+        for uid in self._watches.keys() - held.keys():
+            self._watches.pop(uid).closer.close()
+        for uid in held.keys() - self._watches.keys():
+            each = self._watches[uid] = _Watch(held[uid])
+            threading.Thread(target=self._follow, args=(each,), name=f"claim-{each.ref.name}"[:15], daemon=True).start()
+
+    def _follow(self, each: _Watch) -> None:
+        ref = each.ref
+        path = claims_path(ref.namespace)
+        for event in watch(self._client, path, field_selector=f"metadata.name={ref.name}", closer=each.closer):
+            if each.closer.stop.is_set():
+                return
+            if event.type == SYNC:
+                claim = event.objects[0] if event.objects else None
+            else:
+                claim = event.object if event.type != DELETED else None
+            if claim is not None and claim.get("metadata", {}).get("uid") != ref.uid:
+                claim = None
+            try:
+                self._on_claim(ref, claim)
+            except Exception:
+                LOG.exception("a change of a held claim was not taken in", extra=fields(claim=ref.uid, name=ref))

@@ -1,0 +1,224 @@
+"""What a plan is made from, read from inventory, kernel and journal at the time of Prepare."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from nri_dranet.attach.snapshot import take_snapshot
+from nri_dranet.bpf import pinned_links
+from nri_dranet.dra.plan_model import DeviceFactsIn, NodeFacts
+from nri_dranet.netlink.codec import NetlinkError
+from nri_dranet.netlink.sockets import RtnlSocket
+
+if TYPE_CHECKING:
+    from nri_dranet.claims.allocation import AllocationResult, Claim
+    from nri_dranet.claims.plan import DevicePlan, HostState
+    from nri_dranet.netlink.model import Link
+    from nri_dranet.store.journal import Journal
+
+_ON_LOWER = frozenset({"macvlan", "macvtap", "vlan", "ipvlan", "ipvtap"})
+
+
+class KnownDevice(Protocol):
+    """A device of the inventory (``inventory.device.Device``)."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the ResourceSlice."""
+        ...
+
+    @property
+    def link(self) -> Link | None:
+        """Its interface on the host now."""
+        ...
+
+    @property
+    def pci_address(self) -> str | None:
+        """Its PCI address."""
+        ...
+
+    @property
+    def rdma(self) -> str | None:
+        """Its RDMA link."""
+        ...
+
+    @property
+    def refused(self) -> str:
+        """Why it may not be given away; "" where it may."""
+        ...
+
+    def entry(self) -> dict[str, Any]:
+        """Its entry in the ResourceSlice."""
+        ...
+
+
+class Inventory(Protocol):
+    """Knows the node's devices (``inventory.inventory.Inventory``)."""
+
+    def device(self, name: str) -> KnownDevice | None:
+        """Return a device by its name in the ResourceSlice."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhysicalFunctions:
+    """What sysfs tells of a virtual function: that it is one, and the MTU of the physical function it belongs to."""
+
+    is_virtual_function: Callable[[Link], bool]
+    mtu: Callable[[Link], int | None]
+
+
+class PlanInputs:
+    """Reads what ``planner.plan_claim`` needs. Thread-safe: each read borrows a socket of its own."""
+
+    def __init__(self, inventory: Inventory, journal: Journal, functions: PhysicalFunctions, *, bpf_root: str) -> None:
+        """Keep sockets in this process's namespace, the host's.
+
+        Args:
+            inventory: the node's devices.
+            journal: the claims; a device that is in a pod is described by the plan that brought it there.
+            functions: SR-IOV relations.
+            bpf_root: the BPF file system in which pinned links are looked for.
+        """
+        self._inventory = inventory
+        self._journal = journal
+        self._functions = functions
+        self._bpf_root = bpf_root
+        self._lock = threading.Lock()
+        self._idle: list[RtnlSocket] = []
+
+    def close(self) -> None:
+        """Close the sockets."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for each in idle:
+            each.close()
+
+    def read(
+        self, claim: Claim, results: Sequence[AllocationResult]
+    ) -> tuple[dict[str, DeviceFactsIn], dict[str, HostState]]:
+        """Return what is known of the devices of a claim, and how their interfaces are on the host.
+
+        Raises:
+            OSError: the kernel cannot be asked.
+        """
+        devices: dict[str, DeviceFactsIn] = {}
+        hosts: dict[str, HostState] = {}
+        pins = _wants_bpf_detached(claim)
+        with self._socket() as host:
+            for name in dict.fromkeys(result.device for result in results):
+                held = self._held(name)
+                if held is not None:
+                    devices[name], state = _of_plan(held)
+                    if state is not None:
+                        hosts[name] = state
+                    continue
+                known = self._inventory.device(name)
+                if known is None:
+                    continue
+                state = _snapshot(host, known.link)
+                if known.link is not None and state is None:
+                    continue
+                devices[name] = self._describe(host, known, state, pins=pins)
+                if state is not None:
+                    hosts[name] = state
+        return devices, hosts
+
+    def any_interface(self, results: Sequence[AllocationResult]) -> bool:
+        """Tell whether one of the devices is an interface, as far as the inventory knows."""
+        for result in results:
+            known = self._inventory.device(result.device)
+            if self._held(result.device) is not None or (known is not None and known.link is not None):
+                return True
+        return False
+
+    def node(self) -> NodeFacts:
+        """Return what is needed of the node itself.
+
+        Raises:
+            OSError: the kernel cannot be asked.
+        """
+        with self._socket() as host:
+            return NodeFacts(rules=tuple(host.rules()))
+
+    def _held(self, name: str) -> DevicePlan | None:
+        """The plan of a device that is in a pod, or on its way."""
+        for record in self._journal.of_device(name):
+            if record.holder is not None:
+                return next((device for device in record.plan.devices if device.key.device == name), None)
+        return None
+
+    def _describe(self, host: RtnlSocket, known: KnownDevice, state: HostState | None, *, pins: bool) -> DeviceFactsIn:
+        link = state.link if state else None
+        lower = None
+        if link is not None and link.kind in _ON_LOWER and link.lower and link.lower_netnsid is None:
+            lower = host.link(index=link.lower)
+        virtual = link is not None and self._functions.is_virtual_function(link)
+        return DeviceFactsIn(
+            name=known.name,
+            link=link,
+            pci_address=known.pci_address,
+            rdma=known.rdma,
+            published=known.entry(),
+            refused=known.refused,
+            virtual_function=virtual,
+            pf_mtu=self._functions.mtu(link) if virtual and link is not None else None,
+            lower=lower,
+            pinned_bpf_links=(
+                tuple(
+                    pin.link.id for pin in pinned_links(link.index, self._bpf_root, xdp_program_id=link.xdp_program_id)
+                )
+                if pins and link is not None
+                else ()
+            ),
+        )
+
+    @contextmanager
+    def _socket(self) -> Iterator[RtnlSocket]:
+        with self._lock:
+            lent = self._idle.pop() if self._idle else None
+        lent = lent or RtnlSocket()
+        try:
+            yield lent
+        except OSError:
+            lent.close()
+            raise
+        with self._lock:
+            self._idle.append(lent)
+
+
+def _snapshot(host: RtnlSocket, link: Link | None) -> HostState | None:
+    """How the interface is now; None when it has gone since the inventory saw it."""
+    if link is None:
+        return None
+    try:
+        return take_snapshot(host, link.index)
+    except NetlinkError as error:
+        if error.errno == 19:
+            return None
+        raise
+
+
+def _of_plan(plan: DevicePlan) -> tuple[DeviceFactsIn, HostState | None]:
+    described = DeviceFactsIn(
+        name=plan.key.device,
+        link=plan.host.link if plan.host else None,
+        pci_address=plan.pci_address,
+        rdma=plan.rdma.link if plan.rdma else None,
+        char_devices=plan.rdma.char_devices if plan.rdma else (),
+        published=plan.published,
+    )
+    return described, plan.host
+
+
+def _wants_bpf_detached(claim: Claim) -> bool:
+    """Tell whether a configuration asks for it: only then the BPF file system is walked."""
+    for config in claim.configs:
+        interface = config.parameters.get("interface") if isinstance(config.parameters, Mapping) else None
+        if isinstance(interface, Mapping) and interface.get("disableEbpfPrograms") is True:
+            return True
+    return False

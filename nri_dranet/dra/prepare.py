@@ -1,0 +1,307 @@
+"""Prepare and Unprepare: from kubelet's call to a recorded plan.
+
+Everything slow happens here, so that the hook only carries the plan out: the claim is fetched, its configuration
+merged and checked, the host's state read, the plan recorded. What can be known here is refused here: kubelet repeats
+a refused Prepare cheaply, a refused sandbox not.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from nri_dranet.claims.allocation import AllocationResult, Claim, ClaimError, parse_claim
+from nri_dranet.dra.handler import PreparedDevice, PrepareError
+from nri_dranet.dra.plan_model import PlanError
+from nri_dranet.dra.planner import plan_claim
+from nri_dranet.dra.refusal import prepare_failed
+from nri_dranet.kube.client import ApiError
+from nri_dranet.kube.resources import claim_path
+from nri_dranet.reconcile.keeper import ConflictError, Keeper
+from nri_dranet.reconcile.locks import DeviceBusyError
+from nri_dranet.store.database import JournalError
+from nri_dranet.telemetry.logs import fields
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from nri_dranet.claims.facts import ClaimFacts
+    from nri_dranet.claims.model import ClaimRef, PodRef
+    from nri_dranet.claims.plan import ClaimPlan
+    from nri_dranet.claims.record import ClaimRecord
+    from nri_dranet.dra.plan_inputs import PlanInputs
+
+LOG = logging.getLogger(__name__)
+
+MAX_EVENT = 1024
+"""Characters of an Event's message (``k8s.io/api/core/v1``, NoteLengthLimit)."""
+
+
+class Reader(Protocol):
+    """Reads one object of the API server (``kube.client.KubeClient``)."""
+
+    def get(self, path: str) -> dict[str, Any]:
+        """Return the object; raises ``ApiError``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PodUse:
+    """How a pod uses a claim: on the host's network or not, and which container lists which of its requests.
+
+    ``requests`` maps a container's name to the requests of this claim that it lists; "" stands for the whole claim.
+    """
+
+    host_network: bool = False
+    requests: Mapping[str, tuple[str, ...]] | None = None
+
+
+class Pods(Protocol):
+    """Knows the pods of this node."""
+
+    def use_of(self, pod: PodRef, claim_name: str) -> PodUse | None:
+        """Return how a pod uses a claim; None when the pod cannot be read. Never raises."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reports:
+    """Where a refusal is told. Neither blocks nor raises."""
+
+    facts: Callable[[ClaimFacts], None]
+    event: Callable[[PodRef | ClaimRef, str, str, bool], None]
+
+
+class Preparer:
+    """Kubelet's two calls for one claim. Thread-safe."""
+
+    def __init__(
+        self,
+        *,
+        driver: str,
+        node: str,
+        api: Reader,
+        keeper: Keeper,
+        inputs: PlanInputs,
+        pods: Pods,
+        reports: Reports,
+    ) -> None:
+        self._driver = driver
+        self._node = node
+        self._api = api
+        self._keeper = keeper
+        self._inputs = inputs
+        self._pods = pods
+        self._reports = reports
+
+    # ---- kubelet's calls
+
+    def prepare(self, ref: ClaimRef) -> Sequence[PreparedDevice]:
+        """Plan and record a claim; answer with its devices.
+
+        Raises:
+            PrepareError: it cannot be prepared; the text is for the pod's Event.
+        """
+        claim = self._fetch(ref)
+        results = claim.results_of(self._driver)
+        if not results:
+            return []
+        try:
+            record = self._recall(claim) or self._keep(claim)
+        except PlanError as error:
+            raise self._refuse(claim, results, "InvalidConfiguration", error.summary(MAX_EVENT)) from error
+        except ConflictError as error:
+            raise self._refuse(claim, results, "DeviceInUse", str(error)) from error
+        except DeviceBusyError as error:
+            raise self._refuse(claim, results, "DeviceBusy", str(error)) from error
+        except JournalError as error:
+            raise self._refuse(claim, results, "JournalFailed", str(error)) from error
+        except OSError as error:
+            text = f"the devices of the claim cannot be read from the kernel: {error}"
+            raise self._refuse(claim, results, "DeviceUnreadable", text) from error
+        plan = record.successor or record.plan
+        LOG.info(
+            "claim prepared",
+            extra=fields(
+                claim=claim.ref.uid,
+                name=claim.ref,
+                pods=",".join(str(pod) for pod in claim.pods),
+                devices=",".join(device.label for device in plan.devices),
+            ),
+        )
+        return [
+            PreparedDevice(
+                request_names=(device.main_request,),
+                pool=device.key.pool,
+                device=device.key.device,
+                cdi_ids=(device.receipt_id,) if device.receipt_id else (),
+                share_id=device.key.share_id,
+            )
+            for device in plan.devices
+        ]
+
+    def unprepare(self, ref: ClaimRef) -> None:
+        """Release a claim. Needs no API server; an unknown claim is no error.
+
+        Raises:
+            PrepareError: something could not be released now; kubelet tries again.
+        """
+        try:
+            self._keeper.unprepare(ref)
+        except (DeviceBusyError, JournalError) as error:
+            raise PrepareError(f"claim {ref} cannot be released now: {error}") from error
+
+    # ---- a held claim that changed
+
+    def claim_changed(self, ref: ClaimRef, raw: Mapping[str, Any] | None) -> None:
+        """Take in what the watch shows of a held claim: its pods, or another allocation (see ``dra.held``)."""
+        record = self._keeper.journal.get(ref.uid)
+        if record is None:
+            return
+        if raw is None:
+            self._gone(record)
+            return
+        claim = parse_claim(raw)
+        if not claim.allocated or not claim.pods:
+            return
+        try:
+            if claim.allocation_hash(self._driver) in _hashes(record):
+                self._remember(record, claim)
+            else:
+                self._keep(claim)
+        except (PlanError, ConflictError, DeviceBusyError, JournalError, OSError) as error:
+            text = f"the next pod of claim {ref} cannot be prepared: {error}"
+            LOG.warning("next pod of a held claim not prepared", extra=fields(claim=ref.uid, error=error))
+            for pod in claim.pods:
+                if pod not in record.plan.pods:
+                    self._reports.event(pod, "PrepareFailed", text[:MAX_EVENT], True)
+
+    def _gone(self, record: ClaimRecord) -> None:
+        """A claim that no longer exists is released, unless a running sandbox still has its devices."""
+        holder = record.holder
+        if holder is not None and self._keeper.sandboxes.get(holder.sandbox_id) is not None:
+            return
+        if not self._keeper.sandboxes.synchronized:
+            return
+        try:
+            self._keeper.unprepare(record.ref)
+        except (DeviceBusyError, JournalError) as error:
+            LOG.warning("a claim that is gone is released later", extra=fields(claim=record.uid, error=error))
+
+    # ---- inside
+
+    def _fetch(self, ref: ClaimRef) -> Claim:
+        try:
+            claim = parse_claim(self._api.get(claim_path(ref.namespace, ref.name)))
+        except ApiError as error:
+            raise PrepareError(f"claim {ref} cannot be read from the API server: {error}") from error
+        except ClaimError as error:
+            raise PrepareError(f"claim {ref}: {error}") from error
+        if claim.ref.uid != ref.uid:
+            raise PrepareError(
+                f"claim {ref} was replaced: kubelet asks for UID {ref.uid}, the API server has {claim.ref.uid}"
+            )
+        if not claim.allocated:
+            raise PrepareError(f"claim {ref} is not allocated")
+        if claim.other_consumers:
+            raise PrepareError(
+                f"claim {ref} is reserved for {', '.join(claim.other_consumers)}; "
+                f"devices of {self._driver} go to pods only"
+            )
+        if claim.node_name is not None and claim.node_name != self._node:
+            raise PrepareError(f"claim {ref} is allocated on node {claim.node_name}, this is node {self._node}")
+        return claim
+
+    def _recall(self, claim: Claim) -> ClaimRecord | None:
+        """A claim that is in a pod already, or on its way: nothing of it is planned again."""
+        record = self._keeper.journal.get(claim.ref.uid)
+        if record is None or record.holder is None:
+            return None
+        return self._remember(record, claim) if claim.allocation_hash(self._driver) in _hashes(record) else None
+
+    def _remember(self, record: ClaimRecord, claim: Claim) -> ClaimRecord | None:
+        if set(claim.pods) <= {pod for plan in (record.plan, record.successor) if plan for pod in plan.pods}:
+            return record
+        return self._keeper.remember_pods(record.uid, claim.pods, self._listed_by(claim))
+
+    def _keep(self, claim: Claim) -> ClaimRecord:
+        plan = self._plan(claim)
+        try:
+            return self._keeper.prepare(plan)
+        except ConflictError as error:
+            if not self._abandoned(error.other):
+                raise
+            LOG.info(
+                "a claim that is gone is released for the next one",
+                extra=fields(claim=error.other.uid, next=claim.ref.uid),
+            )
+            self._keeper.unprepare(error.other.ref)
+            return self._keeper.prepare(plan)
+
+    def _plan(self, claim: Claim) -> ClaimPlan:
+        self._refuse_foreign(claim)
+        results = claim.results_of(self._driver)
+        devices, hosts = self._inputs.read(claim, results)
+        return plan_claim(
+            claim,
+            self._driver,
+            devices,
+            hosts,
+            node=self._inputs.node(),
+            others=[record.plan for record in self._keeper.journal.records() if record.uid != claim.ref.uid],
+            listed_by=self._listed_by(claim),
+        )
+
+    def _refuse_foreign(self, claim: Claim) -> None:
+        results = claim.results_of(self._driver)
+        for result in results:
+            if result.pool != self._node:
+                text = f"device {result.device} is of pool {result.pool}, this node has pool {self._node}"
+                raise self._refuse(claim, results, "ForeignPool", text)
+        moves = any(not result.admin_access for result in results)
+        for pod in claim.pods:
+            use = self._pods.use_of(pod, claim.ref.name)
+            if use is not None and use.host_network and moves and self._inputs.any_interface(results):
+                text = (
+                    f"pod {pod} uses the host network (hostNetwork: true), so no interface of claim {claim.ref.name} "
+                    "can be moved into it; remove hostNetwork from the pod, or the claim"
+                )
+                self._reports.event(pod, "HostNetwork", text, True)
+                raise self._refuse(claim, results, "HostNetwork", text)
+
+    def _listed_by(self, claim: Claim) -> dict[str, tuple[str, ...]]:
+        found: dict[str, tuple[str, ...]] = {}
+        for pod in claim.pods:
+            use = self._pods.use_of(pod, claim.ref.name)
+            if use is not None and use.requests:
+                found.update(use.requests)
+        return found
+
+    def _abandoned(self, other: ClaimRecord) -> bool:
+        """Tell whether a claim that stands in the way is gone from the API, and no sandbox runs with it."""
+        if other.holder is not None and self._keeper.sandboxes.get(other.holder.sandbox_id) is not None:
+            return False
+        if not self._keeper.sandboxes.synchronized:
+            return False
+        try:
+            claim = parse_claim(self._api.get(claim_path(other.ref.namespace, other.ref.name)))
+        except ApiError as error:
+            return error.status == 404
+        except ClaimError:
+            return False
+        mine = {result.key for result in claim.results_of(self._driver)}
+        return claim.ref.uid != other.uid or not mine & {device.key for device in other.plan.devices}
+
+    def _refuse(self, claim: Claim, results: Sequence[AllocationResult], reason: str, text: str) -> PrepareError:
+        LOG.warning("claim not prepared", extra=fields(claim=claim.ref.uid, name=claim.ref, reason=reason, error=text))
+        self._reports.event(claim.ref, "ClaimPrepareFailed", text[:MAX_EVENT], True)
+        record = self._keeper.journal.get(claim.ref.uid)
+        if record is None or record.holder is None:
+            self._reports.facts(prepare_failed(claim, results, reason, text))
+        return PrepareError(text)
+
+
+def _hashes(record: ClaimRecord) -> set[str]:
+    """The allocations that a record knows: the one in effect, and the next one."""
+    return {plan.allocation_hash for plan in (record.plan, record.successor) if plan is not None}

@@ -1,0 +1,367 @@
+"""The composition root: what exists, in which order it starts and stops. The only place where the halves meet."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from nri_dranet.attach.engine import Engine
+from nri_dranet.claims.facts import Phase
+from nri_dranet.claims.lifecycle import State
+from nri_dranet.claims.model import ClaimRef, PodRef
+from nri_dranet.dra.held import HeldClaims
+from nri_dranet.dra.plan_inputs import PhysicalFunctions, PlanInputs
+from nri_dranet.dra.prepare import PodUse, Preparer, Reports
+from nri_dranet.dra.registration import PluginServer, SocketError
+from nri_dranet.dra.servicer import DraServicer
+from nri_dranet.dra.slices import SlicePublisher
+from nri_dranet.inventory.filter import DeviceFilter
+from nri_dranet.inventory.inventory import Inventory
+from nri_dranet.inventory.state import Policy
+from nri_dranet.kube.client import ConfigurationError, KubeClient
+from nri_dranet.kube.events import EventRecorder, ObjectRef
+from nri_dranet.kube.pods import PodCache
+from nri_dranet.netlink.namespaces import NetNs
+from nri_dranet.nri.hooks import EVENTS, Hooks
+from nri_dranet.nri.session import NriSession
+from nri_dranet.observe.pods import PodObserver
+from nri_dranet.receipt.receipts import Receipts
+from nri_dranet.reconcile.keeper import Keeper
+from nri_dranet.reconcile.ports import Inlets, Outlets
+from nri_dranet.reconcile.reconciler import Reconciler
+from nri_dranet.status.wire import StatusWire
+from nri_dranet.status.writer import StatusWriter
+from nri_dranet.store.database import JournalError
+from nri_dranet.store.journal import Journal
+from nri_dranet.sysfs import Sysfs
+from nri_dranet.telemetry import metrics
+from nri_dranet.telemetry.http import BindAddress, HttpServer
+from nri_dranet.telemetry.logs import fields
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from nri_dranet.claims.plan import DevicePlan
+    from nri_dranet.netlink.model import Link
+
+LOG = logging.getLogger(__name__)
+
+BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+BPF_ROOT: Final = "/sys/fs/bpf"
+
+_FIRST_SCAN_SECONDS: Final = 10.0
+_IN_FLIGHT_SECONDS: Final = 10.0
+_IN_FLIGHT_LOOK: Final = 0.1
+_STALE_INVENTORY: Final = 3.0
+
+
+class StartError(Exception):
+    """The daemon cannot start; the text says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What ``nri-dranet run`` was told. Times are seconds."""
+
+    kubeconfig: str
+    node_name: str
+    driver_name: str
+    bind_address: str
+    filter: str
+    journal: Path
+    state_dir: Path
+    kubelet_root_dir: Path
+    nri_socket: Path
+    nri_index: str
+    cdi_dir: Path
+    min_poll: float
+    max_poll: float
+    poll_burst: int
+    move_ib_interfaces: bool
+    feature_gates: dict[str, bool]
+    log_level: str
+    log_format: str
+
+
+class Driver:
+    """The daemon. ``run`` is all of its life."""
+
+    def __init__(self, options: Options) -> None:
+        """Check what can be checked before anything starts.
+
+        Raises:
+            ValueError: an option has a value that is not allowed; the text names it.
+        """
+        self._options = options
+        self._address = BindAddress.parse(options.bind_address)
+        self._filter = DeviceFilter(options.filter, options.driver_name)
+        self._prepared_at: dict[str, float] = {}
+
+    async def run(self) -> None:
+        """Run until SIGINT or SIGTERM, then stop in order.
+
+        Raises:
+            StartError: the start failed; everything that was started is stopped again.
+        """
+        stopping = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for sig in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(sig, stopping.set)
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                await self._start(stack)
+            except (ConfigurationError, JournalError, SocketError, OSError) as error:
+                raise StartError(str(error)) from error
+            async with asyncio.TaskGroup() as tasks:
+                watching = tasks.create_task(self._plugin.watch(), name="registration")
+                await stopping.wait()
+                LOG.info("stopping")
+                watching.cancel()
+
+    # ---- start
+
+    async def _start(self, stack: contextlib.AsyncExitStack) -> None:
+        """Start everything; what ``stack`` holds is stopped in the reverse order."""
+        options = self._options
+        self._client = KubeClient.load(options.kubeconfig)
+        self._journal = Journal(options.journal, BOOT_ID.read_text(encoding="ascii").strip())
+        stack.callback(self._journal.close)
+        self._compose()
+        self._http = HttpServer(self._address, live={"loop": lambda: ""}, ready=self._readiness())
+        await self._http.start()
+        stack.push_async_callback(self._http.stop)
+        self._events.start()
+        stack.callback(self._events.stop)
+        self._tell_journal()
+
+        self._inventory.subscribe(self._slices.refresh)
+        self._inventory.start()
+        stack.callback(self._inventory.stop)
+        if not await asyncio.to_thread(self._inventory.wait, _FIRST_SCAN_SECONDS):
+            raise StartError(f"the node's interfaces could not be read within {_FIRST_SCAN_SECONDS:g} s")
+        self._observer.start()
+        stack.callback(self._keeper.namespaces.close)
+        stack.callback(self._engine.close)
+        stack.callback(self._observer.stop)
+        for part in (self._pods, self._held, self._writer, self._slices, self._reconciler):
+            part.start()
+            stack.push_async_callback(asyncio.to_thread, part.stop)
+        # Joined last and left last: pods that were prepared must find their hook.
+        self._session.start()
+        stack.push_async_callback(asyncio.to_thread, self._session.stop)
+        stack.push_async_callback(self._wait_for_pods_in_flight)
+        stack.push_async_callback(asyncio.to_thread, self._servicer.close)
+        stack.push_async_callback(self._stop_plugin)
+        await self._plugin.start()
+
+    def _compose(self) -> None:
+        """Make all parts and bring them together."""
+        options, client = self._options, self._client
+        driver, node = options.driver_name, options.node_name
+        sysfs = Sysfs()
+        self._events = EventRecorder(client, driver, node)
+        self._pods = PodCache(client, node)
+        self._inventory = Inventory(
+            sysfs, policy=Policy(move_ib_interfaces=options.move_ib_interfaces), max_interval=options.max_poll
+        )
+        self._engine = Engine(host_netns=NetNs.current())
+        self._observer = PodObserver(self._observed, self._engine.look)
+        receipts = Receipts(options.cdi_dir, driver)
+        self._writer = StatusWriter(StatusWire(client, driver, node), driver, self._journal, event=self._claim_event)
+        outlets = Outlets(
+            facts=self._writer.submit, event=self._event, held=self._held_changed, compare=self._compare_soon
+        )
+        self._keeper = Keeper(
+            driver=driver,
+            journal=self._journal,
+            engine=self._engine,
+            observer=self._observer,
+            receipts=receipts,
+            outlets=outlets,
+            inlets=Inlets(uplink=self._uplink, claims_of_pod=self._claims_of_pod),
+        )
+        self._reconciler = Reconciler(self._keeper, self._engine, receipts, outlets)
+        inputs = PlanInputs(
+            self._inventory,
+            self._journal,
+            PhysicalFunctions(
+                is_virtual_function=lambda link: sysfs.is_sriov_vf(link.name),
+                mtu=lambda link: self._pf_mtu(sysfs, link),
+            ),
+            bpf_root=BPF_ROOT,
+        )
+        self._preparer = Preparer(
+            driver=driver,
+            node=node,
+            api=client,
+            keeper=self._keeper,
+            inputs=inputs,
+            pods=self,
+            reports=Reports(facts=self._writer.submit, event=self._event),
+        )
+        self._held = HeldClaims(client, self._held_claims, self._claim_seen)
+        self._slices = SlicePublisher(
+            client,
+            driver,
+            node,
+            interval=options.min_poll,
+            burst=options.poll_burst,
+            collect=self._entries,
+            on_node=self._node_read,
+        )
+        self._servicer = DraServicer(self._preparer)
+        self._plugin = PluginServer(driver, options.kubelet_root_dir, self._servicer.handlers())
+        self._session = NriSession(options.nri_socket, driver, options.nri_index, Hooks(self._keeper), events=EVENTS)
+
+    # ---- stop
+
+    async def _stop_plugin(self) -> None:
+        await self._plugin.stop()
+
+    async def _wait_for_pods_in_flight(self) -> None:
+        """Stay in the runtime's way until pods that were prepared a moment ago have got their devices."""
+        end = time.monotonic() + _IN_FLIGHT_SECONDS
+        while time.monotonic() < end:
+            recent = [
+                record
+                for record in self._journal.records()
+                if record.state is State.ATTACHING
+                or (record.state is State.PREPARED and self._waits_for_its_sandbox(record.uid))
+            ]
+            if not recent:
+                return
+            await asyncio.sleep(_IN_FLIGHT_LOOK)
+
+    def _waits_for_its_sandbox(self, uid: str) -> bool:
+        record = self._journal.get(uid)
+        fresh = any(fact.phase is Phase.PREPARED for fact in record.facts) if record else False
+        return fresh and time.monotonic() - self._prepared_at.get(uid, 0.0) < _IN_FLIGHT_SECONDS
+
+    # ---- what the parts tell each other
+
+    def _observed(self, uid: str, facts: Any) -> None:
+        self._keeper.observed(uid, facts)
+        self._slices.refresh()
+
+    def _held_changed(self) -> None:
+        """A claim came, went, or its devices moved. Hooks call this: others do the work."""
+        self._held.refresh()
+        self._slices.refresh()
+
+    def _compare_soon(self) -> None:
+        self._reconciler.wake()
+
+    def _held_claims(self) -> list[ClaimRef]:
+        """Return the claims to watch; called after each change, by a thread that has time."""
+        records = self._journal.records()
+        now = time.monotonic()
+        self._prepared_at = {record.uid: self._prepared_at.get(record.uid, now) for record in records}
+        self._writer.forget(record.uid for record in records)
+        for state in State:
+            metrics.CLAIMS.labels(state.value).set(sum(record.state is state for record in records))
+        return [record.ref for record in records]
+
+    def _entries(self) -> list[Mapping[str, Any]]:
+        """Return what to publish: offered devices as they are, and those in pods as they were."""
+        entries: dict[str, Mapping[str, Any]] = {
+            device.name: device.entry()
+            for device in self._inventory.devices()
+            if not device.refused and self._filter.keeps(device.name, device.attributes)
+        }
+        for record in self._journal.records():
+            if record.holder is None:
+                continue
+            lost = {fact.key for fact in record.facts if fact.phase is Phase.LOST}
+            for device in record.plan.devices:
+                if device.published and device.key not in lost:
+                    entries[device.key.device] = device.published
+        return [entries[name] for name in sorted(entries)]
+
+    def _claim_seen(self, ref: ClaimRef, claim: Mapping[str, Any] | None) -> None:
+        self._writer.observed(ref, claim)
+        self._preparer.claim_changed(ref, claim)
+
+    def _event(self, subject: PodRef | ClaimRef, reason: str, message: str, warning: bool) -> None:
+        is_pod = isinstance(subject, PodRef)
+        ref = ObjectRef(
+            kind="Pod" if is_pod else "ResourceClaim",
+            namespace=subject.namespace,
+            name=subject.name,
+            uid=subject.uid,
+            api_version="v1" if is_pod else "resource.k8s.io/v1",
+        )
+        self._events.event(ref, reason, message, warning=warning)
+
+    def _claim_event(self, ref: ClaimRef, reason: str, message: str) -> None:
+        self._event(ref, reason, message, warning=True)
+
+    def _uplink(self, plan: DevicePlan) -> str:
+        return self._inventory.is_uplink(plan.host.link.index) if plan.host is not None else ""
+
+    def _claims_of_pod(self, uid: str) -> tuple[tuple[str, str], ...]:
+        pod = self._pods.get(uid)
+        return tuple((pod.namespace, name) for name in pod.claims.values()) if pod is not None else ()
+
+    def use_of(self, pod: PodRef, claim_name: str) -> PodUse | None:
+        """Tell how a pod uses a claim (``dra.prepare.Pods``)."""
+        found = self._pods.fetch(pod.namespace, pod.name, pod.uid)
+        if found is None:
+            return None
+        return PodUse(host_network=found.host_network, requests=found.requests_of(claim_name))
+
+    def _node_read(self, node: Mapping[str, Any]) -> None:
+        addresses = (node.get("status") or {}).get("addresses") or []
+        self._inventory.set_node_addresses(str(item.get("address")) for item in addresses)
+
+    def _pf_mtu(self, sysfs: Sysfs, link: Link) -> int | None:
+        for name in sysfs.physical_interfaces(link.name):
+            for device in self._inventory.devices():
+                if device.link is not None and device.link.name == name:
+                    return device.link.mtu
+        return None
+
+    def _tell_journal(self) -> None:
+        """Say what the journal had that could not be used."""
+        node = ObjectRef("Node", "default", self._options.node_name, self._options.node_name, "v1")
+        for entry in self._journal.quarantined:
+            text = f"the node's record of claim {entry.ref} cannot be read and was set aside: {entry.reason}"
+            self._claim_event(entry.ref, "RecordQuarantined", text)
+        if self._journal.moved_aside:
+            text = f"the journal was damaged and was moved to {self._journal.moved_aside}; a new one is begun"
+            self._events.event(node, "JournalDamaged", text)
+        if self._journal.voided:
+            LOG.info("claims of an earlier boot dropped", extra=fields(claims=len(self._journal.voided)))
+
+    # ---- readiness
+
+    def _readiness(self) -> dict[str, Any]:
+        return {
+            "nri": lambda: self._session.problem,
+            "kubelet": lambda: self._plugin.problem,
+            "inventory": self._inventory_problem,
+            "slices": lambda: self._slices.problem,
+            "journal": self._journal_problem,
+        }
+
+    def _inventory_problem(self) -> str:
+        age = self._inventory.age
+        return "" if age < self._options.max_poll * _STALE_INVENTORY else f"the last scan was {age:.0f} s ago"
+
+    def _journal_problem(self) -> str:
+        try:
+            self._journal.check_writable()
+        except JournalError as error:
+            return str(error)
+        return ""
+
+
+def threads() -> list[str]:
+    """Return the names of the threads that run, for tests and for the bench."""
+    return sorted(thread.name for thread in threading.enumerate())

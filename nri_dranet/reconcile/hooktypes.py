@@ -1,0 +1,41 @@
+"""What the runtime's hooks speak of: the container that is created, what is added to it, and the refusal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nri_dranet.claims.plan import CharDevice
+
+
+class HookError(Exception):
+    """The runtime's call is refused; the text is for people, who read it in the pod's Events."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerRef:
+    """A container that is about to be created.
+
+    Attributes:
+        id: The runtime's ID.
+        name: The container's name in the pod.
+        cdi_devices: The CDI device IDs that it was given; None where the runtime does not tell.
+    """
+
+    id: str
+    name: str
+    cdi_devices: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Adjustment:
+    """What is added to a container.
+
+    Attributes:
+        devices: Character devices.
+        memlock: Whether its limit of locked memory is lifted (RDMA registers memory).
+    """
+
+    devices: tuple[CharDevice, ...] = ()
+    memlock: bool = False

@@ -1,0 +1,68 @@
+"""The namespaces of pods that hold a device, kept open.
+
+A device that is in a namespace when that dies comes home under a foreign name, or is destroyed when it is virtual. So
+the daemon holds each such namespace by a descriptor of its own until the device is back.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from nri_dranet.netlink.namespaces import NamespaceGoneError, NetNs
+
+if TYPE_CHECKING:
+    from nri_dranet.claims.record import Holder
+
+
+class Namespaces:
+    """Open namespaces by sandbox ID. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: dict[str, NetNs] = {}
+
+    def enter(self, sandbox_id: str, path: str) -> NetNs:
+        """Return the namespace of a sandbox that runs, opened if need be.
+
+        Raises:
+            NamespaceGoneError: there is no network namespace at ``path``.
+        """
+        with self._lock:
+            known = self._open.get(sandbox_id)
+            if known is None:
+                known = self._open[sandbox_id] = NetNs.open(path)
+            return known
+
+    def of(self, holder: Holder) -> NetNs | None:
+        """Return the namespace that a holder's devices are in; None when it is gone.
+
+        The path alone proves nothing: after a restart another namespace may be there. The inode tells.
+        """
+        with self._lock:
+            known = self._open.get(holder.sandbox_id)
+            if known is not None or not holder.netns_path:
+                return known
+            try:
+                found = NetNs.open(holder.netns_path)
+            except NamespaceGoneError:
+                return None
+            if holder.netns_inode and found.inode != holder.netns_inode:
+                found.close()
+                return None
+            self._open[holder.sandbox_id] = found
+            return found
+
+    def release(self, sandbox_id: str) -> None:
+        """Close the descriptor of a sandbox that holds no device any more."""
+        with self._lock:
+            known = self._open.pop(sandbox_id, None)
+        if known is not None:
+            known.close()
+
+    def close(self) -> None:
+        """Close all descriptors; the namespaces of running pods live on by their processes."""
+        with self._lock:
+            left, self._open = self._open, {}
+        for namespace in left.values():
+            namespace.close()

@@ -1,0 +1,174 @@
+"""The reconciler: compares journal, kernel and runtime, and puts right what they disagree on.
+
+A dead process, a lost event or a vanished sandbox leave such differences.
+It runs after the runtime has listed its sandboxes, whenever something asks for it, and slowly all the time. It judges
+nothing before the runtime has spoken: an unknown sandbox is not a dead one.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from nri_dranet.claims.lifecycle import State
+from nri_dranet.receipt.receipts import ReceiptError, Receipts
+from nri_dranet.reconcile import words
+from nri_dranet.reconcile.hooktypes import HookError
+from nri_dranet.reconcile.locks import DeviceBusyError
+from nri_dranet.store.database import JournalError
+from nri_dranet.telemetry import metrics
+from nri_dranet.telemetry.logs import fields
+
+if TYPE_CHECKING:
+    from nri_dranet.claims.facts import DeviceFacts
+    from nri_dranet.claims.plan import ClaimPlan
+    from nri_dranet.claims.record import ClaimRecord
+    from nri_dranet.reconcile.keeper import Keeper
+    from nri_dranet.reconcile.ports import Attacher, Outlets
+    from nri_dranet.reconcile.sandboxes import SandboxRef
+
+LOG = logging.getLogger(__name__)
+
+PERIOD: Final = 30.0
+"""Seconds between two comparisons when nothing asks for one."""
+
+ATTACH_SECONDS: Final = 10.0
+"""What a late attach may take: no runtime waits for it."""
+
+_LOCK_SECONDS: Final = 1.0
+
+
+class Reconciler:
+    """A thread that keeps claims as the runtime's sandboxes demand."""
+
+    def __init__(
+        self, keeper: Keeper, engine: Attacher, receipts: Receipts, outlets: Outlets, *, period: float = PERIOD
+    ) -> None:
+        self._keeper = keeper
+        self._engine = engine
+        self._receipts = receipts
+        self._outlets = outlets
+        self._period = period
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End; what is being compared is finished first."""
+        self._stop.set()
+        self._wake.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def wake(self) -> None:
+        """Ask for a comparison soon. Never blocks."""
+        self._wake.set()
+
+    def sweep(self) -> None:
+        """Compare everything once. Never raises: a claim that cannot be judged now is judged next time."""
+        if not self._keeper.sandboxes.synchronized:
+            return
+        for record in self._keeper.journal.records():
+            names = [device.key.device for device in record.plan.devices]
+            try:
+                with self._keeper.locks.hold(names, until=time.monotonic() + _LOCK_SECONDS):
+                    current = self._keeper.journal.get(record.uid)
+                    if current is not None:
+                        self._judge(current)
+            except DeviceBusyError:
+                continue
+            except JournalError as error:
+                LOG.error("claim cannot be put right", extra=fields(claim=record.uid, error=error))  # noqa: TRY400
+            except Exception:
+                LOG.exception("claim cannot be put right", extra=fields(claim=record.uid))
+        self._sweep_receipts()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._wake.wait(self._period)
+            self._wake.clear()
+            if not self._stop.is_set():
+                self.sweep()
+
+    def _judge(self, record: ClaimRecord) -> None:
+        sandbox = self._sandbox_of(record)
+        if record.holder is not None and sandbox is None:
+            self._count("given back", record)
+            self._keeper.give_back([record])
+        elif record.state is State.DETACHING:
+            self._count("giving back finished", record)
+            self._keeper.give_back([record])
+        elif record.state is State.ATTACHED and sandbox is not None:
+            self._verify(record, sandbox)
+        elif sandbox is not None:
+            self._attach_late(record, sandbox)
+
+    def _sandbox_of(self, record: ClaimRecord) -> SandboxRef | None:
+        """The running sandbox that the claim's devices are in, or should be in."""
+        if record.holder is not None:
+            return self._keeper.sandboxes.get(record.holder.sandbox_id)
+        for pod in record.plan.pods:
+            running = self._keeper.sandboxes.of_pod(pod.uid)
+            if running:
+                return running[-1]
+        return None
+
+    def _attach_late(self, record: ClaimRecord, sandbox: SandboxRef) -> None:
+        """Attach what a sandbox should have got while this program was away."""
+        self._count("attached late", record)
+        try:
+            self._keeper.admit(sandbox, [record.uid], time.monotonic() + ATTACH_SECONDS)
+        except HookError as error:
+            LOG.error(  # noqa: TRY400 - the text says all
+                "a pod runs without its device", extra=fields(pod=sandbox.pod, claim=record.uid, error=error)
+            )
+            return
+        text = f"device {words.devices_text(record.plan)} was attached after the pod's sandbox had started"
+        self._outlets.event(sandbox.pod, "DeviceAttachedLate", text, False)
+
+    def _verify(self, record: ClaimRecord, sandbox: SandboxRef) -> None:
+        """See that an attached claim is watched, has its receipt, and that its facts are the kernel's."""
+        if record.holder is None:
+            return
+        netns = self._keeper.namespaces.of(record.holder)
+        hints = {f.key: f.interface for f in record.facts if f.interface is not None}
+        facts = self._engine.look(record.plan.devices, netns, hints)
+        self._keeper.observed(record.uid, facts)
+        if netns is not None:
+            self._keeper.watch(record, netns)
+        if self._receipts.missing(record.plan):
+            self._rewrite_receipt(record.plan, facts, sandbox)
+
+    def _rewrite_receipt(self, plan: ClaimPlan, facts: tuple[DeviceFacts, ...], sandbox: SandboxRef) -> None:
+        nodes = [
+            (device.receipt_id, node)
+            for device in plan.devices
+            if device.rdma is not None and plan.listed_by
+            for node in device.rdma.char_devices
+        ]
+        try:
+            self._receipts.write(plan, facts, nodes)
+        except ReceiptError as error:
+            self._outlets.event(sandbox.pod, "ReceiptNotWritten", str(error), True)
+
+    def _sweep_receipts(self) -> None:
+        removed = self._receipts.sweep(
+            lambda: [r.plan for r in self._keeper.journal.records() if r.state in (State.ATTACHED, State.ATTACHING)]
+        )
+        if removed:
+            LOG.info("receipts without an attached claim removed", extra=fields(files=",".join(removed)))
+
+    def _count(self, action: str, record: ClaimRecord) -> None:
+        metrics.RECONCILE_ACTIONS.labels(action).inc()
+        LOG.info(
+            f"reconcile: {action}",  # noqa: G004 - the action is one of a few fixed words
+            extra=fields(
+                claim=record.uid, name=record.ref, devices=words.devices_text(record.plan), state=record.state.value
+            ),
+        )

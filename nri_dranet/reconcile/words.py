@@ -1,0 +1,63 @@
+"""Facts and words for what the keeper does: one place where a phase becomes a fact and a refusal a sentence."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from nri_dranet.claims.facts import ClaimFacts, DeviceFacts, Phase
+from nri_dranet.claims.plan import ClaimPlan, DeviceKind, DevicePlan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from nri_dranet.claims.model import PodRef
+    from nri_dranet.claims.record import ClaimRecord
+
+
+def fact(device: DevicePlan, phase: Phase, *, reason: str = "", message: str = "", step: str = "") -> DeviceFacts:
+    """Return the fact that a device is in a phase."""
+    return DeviceFacts(
+        key=device.key,
+        request=device.request,
+        phase=phase,
+        reason=reason,
+        message=message,
+        step=step,
+        label=device.label,
+        rdma_only=device.kind is DeviceKind.RDMA,
+        admin=device.kind is DeviceKind.ADMIN,
+        exclusive_rdma=device.rdma is not None and device.rdma.exclusive,
+    )
+
+
+def facts(plan: ClaimPlan, phase: Phase, *, reason: str = "", message: str = "") -> tuple[DeviceFacts, ...]:
+    """Return the facts that all devices of a claim are in a phase."""
+    return tuple(fact(device, phase, reason=reason, message=message) for device in plan.devices)
+
+
+def of_record(record: ClaimRecord) -> ClaimFacts:
+    """Return what is known of a claim."""
+    return ClaimFacts(ref=record.ref, devices=record.facts, pod=record.holder.pod if record.holder else None)
+
+
+def with_pods(
+    plan: ClaimPlan, pods: Iterable[PodRef], listed_by: dict[str, tuple[str, ...]] | None = None
+) -> ClaimPlan:
+    """Return the plan serving these pods; ``listed_by`` None keeps what was known."""
+    return replace(plan, pods=tuple(pods), listed_by=plan.listed_by if listed_by is None else listed_by)
+
+
+def devices_text(plan: ClaimPlan) -> str:
+    """Return the devices of a claim for a sentence."""
+    return ", ".join(device.label for device in plan.devices)
+
+
+def in_use(record: ClaimRecord, pod: PodRef) -> str:
+    """Return why a pod cannot have a claim that another pod holds."""
+    holder = record.holder.pod if record.holder else None
+    return (
+        f"claim {record.ref.name} ({devices_text(record.plan)}) is in use by pod {holder}, "
+        f"so pod {pod} cannot have it: its devices move into one pod at a time; "
+        "delete the other pod, or use a claim template"
+    )

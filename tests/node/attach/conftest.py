@@ -1,0 +1,270 @@
+"""Namespaces with veth pairs, plans for them, and the host's state as iproute2 shows it."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from nri_dranet.attach.engine import Engine
+from nri_dranet.attach.snapshot import take_snapshot
+from nri_dranet.claims.model import DeviceKey
+from nri_dranet.claims.plan import DeviceKind, DevicePlan, PodState
+from nri_dranet.netlink.codec import NetlinkError
+from nri_dranet.netlink.model import Address, Route
+from nri_dranet.netlink.namespaces import NetNs
+from nri_dranet.netlink.sockets import RtnlSocket
+from nri_dranet.netlink.transport import Answer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from nri_dranet.netlink.codec import Request
+
+_NUMBERS = itertools.count()
+
+
+def run(*words: str, check: bool = True) -> str:
+    """Run a program and give what it prints."""
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if check and done.returncode:
+        raise AssertionError(f"{' '.join(words)}: {done.stderr}")
+    return done.stdout
+
+
+class Compare:
+    """Says in words what differs between two states."""
+
+    @staticmethod
+    def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+        """List what is gone (-) and what is new (+); empty if nothing differs."""
+        old, new = _flat(before), _flat(after)
+        return sorted([f"- {item}" for item in old - new] + [f"+ {item}" for item in new - old])
+
+
+def _flat(state: dict[str, Any]) -> set[str]:
+    return {f"{part}: {item}" for part, items in state.items() for item in items}
+
+
+class Fault:
+    """Counts netlink messages of all sockets of an engine and does something at one of them.
+
+    ``refuse``: this message is not sent and answered with EPERM. ``before``: the call that holds it fails before it is
+    sent. ``after``: the messages up to it are sent, then the call fails. ``kill``: as ``after``, but the process dies.
+    """
+
+    def __init__(self, at: int, how: str) -> None:
+        self.at = at
+        self.how = how
+        self.count = 0
+        self.calls = 0
+        self.label = ""
+
+    def hit(self, requests: Sequence[Request]) -> int:
+        """Count messages; give the place among these at which to act, or -1."""
+        first = self.count
+        self.calls += 1
+        self.count += len(requests)
+        place = self.at - first
+        if 0 <= place < len(requests):
+            self.label = requests[place].label
+            return place
+        return -1
+
+
+def tampered(fault: Fault) -> type[RtnlSocket]:
+    """Give a socket class that has a fault."""
+
+    class Tampered(RtnlSocket):
+        def exchange(self, requests: Sequence[Request], *, timeout: float = 10.0) -> list[Answer]:
+            place = fault.hit(requests)
+            if place < 0:
+                return super().exchange(requests, timeout=timeout)
+            if fault.how == "before":
+                raise TimeoutError(f"{requests[0].label}: no answer (made up)")
+            if fault.how == "refuse":
+                done = super().exchange([*requests[:place], *requests[place + 1 :]], timeout=timeout)
+                refused = Answer(requests[place], NetlinkError(errno.EPERM, requests[place].label, "made up"))
+                return [*done[:place], refused, *done[place:]]
+            super().exchange(requests[: place + 1], timeout=timeout)
+            if fault.how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise TimeoutError(f"{requests[place].label}: no answer (made up)")
+
+    return Tampered
+
+
+@dataclass
+class World(Compare):
+    """A node's namespace and a pod's, with the engine between them."""
+
+    host_name: str
+    pod_name: str
+    host_netns: NetNs
+    pod_netns: NetNs
+    engine: Engine
+    spare: list[str] = field(default_factory=list)
+
+    def host(self, *words: str, check: bool = True) -> str:
+        """Run ``ip`` on the host."""
+        return run("ip", "-n", self.host_name, *words, check=check)
+
+    def pod(self, *words: str, check: bool = True) -> str:
+        """Run ``ip`` in the pod."""
+        return run("ip", "-n", self.pod_name, *words, check=check)
+
+    def in_host(self, *words: str) -> str:
+        """Run a program on the host."""
+        return run("ip", "netns", "exec", self.host_name, *words)
+
+    def in_pod(self, *words: str) -> str:
+        """Run a program in the pod."""
+        return run("ip", "netns", "exec", self.pod_name, *words)
+
+    def veth(self, name: str, *addresses: str, index: int = 0) -> None:
+        """Make a veth on the host, up, with its other end ``<name>p`` up too."""
+        numbered = ("index", str(index)) if index else ()
+        self.host("link", "add", name, *numbered, "type", "veth", "peer", "name", f"{name}p")
+        self.host("link", "set", f"{name}p", "up")
+        self.host("link", "set", name, "up")
+        for address in addresses:
+            self.host("addr", "add", address, "dev", name, *(("nodad",) if ":" in address else ()))
+
+    def index(self, name: str) -> int:
+        """Give the index of a link of the host."""
+        return int(json.loads(self.host("-j", "link", "show", name))[0]["ifindex"])
+
+    def plan(self, name: str, pod_name: str = "", *, kind: DeviceKind = DeviceKind.INTERFACE, **pod: Any) -> DevicePlan:
+        """Plan an interface of the host: snapshot now, the pod's state as told."""
+        with RtnlSocket(self.host_netns) as host:
+            snapshot = take_snapshot(host, self.index(name))
+        return DevicePlan(
+            key=DeviceKey(pool="node", device=f"dev-{name}"),
+            request="nic",
+            kind=kind,
+            host=snapshot,
+            pod=PodState(name=pod_name or name, **pod),
+        )
+
+    @staticmethod
+    def address(cidr: str, **more: Any) -> Address:
+        """Make an address of a plan."""
+        text, _, length = cidr.partition("/")
+        return Address(family=10 if ":" in text else 2, address=text, prefix_length=int(length), **more)
+
+    @staticmethod
+    def route(destination: str, gateway: str | None = None, **more: Any) -> Route:
+        """Make a route of a plan."""
+        family = 10 if ":" in destination else 2
+        more.setdefault("scope", 0 if gateway or family == 10 else 253)
+        return Route(family=family, destination=destination, gateway=gateway, **more)
+
+    def addresses_in_pod(self, name: str) -> list[str]:
+        """Give the addresses of a link of the pod without the kernel's own link-local one."""
+        info = json.loads(self.pod("-j", "addr", "show", name))[0]["addr_info"]
+        return [f"{a['local']}/{a['prefixlen']}" for a in info if not a["local"].startswith("fe80:")]
+
+    def attach(self, *plans: DevicePlan) -> Any:
+        """Attach with plenty of time."""
+        return self.engine.attach(plans, self.pod_netns, deadline=time.monotonic() + 60)
+
+    def detach(self, *plans: DevicePlan) -> Any:
+        """Detach without hints."""
+        return self.engine.detach(plans, self.pod_netns, hints={})
+
+    def faulty(self, at: int, how: str) -> tuple[Engine, Fault]:
+        """Give an engine with a fault at a message."""
+        fault = Fault(at, how)
+        return Engine(host_netns=self.host_netns, connect=tampered(fault)), fault
+
+    def killed(self, at: int, work: Callable[[Engine], object]) -> bool:
+        """Do work in a process of its own that dies at a message; tell whether it came that far."""
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                work(self.faulty(at, "kill")[0])
+                code = 0
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        if os.WIFSIGNALED(status):
+            assert os.WTERMSIG(status) == signal.SIGKILL
+            return True
+        assert os.WEXITSTATUS(status) == 0
+        return False
+
+    def state(self) -> dict[str, Any]:
+        """Give all of the host but what moves by itself."""
+        return {
+            **_links(self.host("-j", "-d", "addr", "show")),
+            "routes": _routes(self, "-4") + _routes(self, "-6"),
+            "neighbours": sorted(self.host("neigh", "show", "nud", "permanent").splitlines()),
+            "sysctls": _sysctls(self),
+        }
+
+    def pod_state(self) -> dict[str, Any]:
+        """Give what a pod has, to see that nothing is left."""
+        return {
+            "links": sorted(link["ifname"] for link in json.loads(self.pod("-j", "link", "show"))),
+            "rules": json.loads(self.pod("-j", "rule", "show")),
+        }
+
+
+def _links(text: str) -> dict[str, list[dict[str, Any]]]:
+    links = json.loads(text)
+    addresses = []
+    for link in links:
+        link.pop("qdisc", None)
+        for address in link["addr_info"]:
+            for moving in ("valid_life_time", "preferred_life_time"):
+                # A lifetime without an end stays; others run.
+                if address.get(moving) != 2**32 - 1:
+                    address.pop(moving, None)
+        # The kernel's own link-local address comes back by itself, its proof of uniqueness a second later.
+        kept = [a for a in link.pop("addr_info") if not a.get("local", "").startswith("fe80:")]
+        addresses += [{"ifname": link["ifname"], **address} for address in kept]
+    return {"links": sorted(links, key=lambda link: str(link["ifname"])), "addresses": addresses}
+
+
+def _routes(world: World, family: str) -> list[str]:
+    lines = world.host(family, "route", "show", "table", "all").splitlines()
+    kept = [line for line in lines if not any(word in line for word in ("fe80", "ff00", "anycast"))]
+    return sorted(re.sub(r"expires \d+sec", "expires", line).strip() for line in kept)
+
+
+def _sysctls(world: World) -> list[str]:
+    # conf/all and conf/default do not belong to a device.
+    text = world.in_host("sh", "-c", "grep -rs '' /proc/sys/net/ipv4/conf /proc/sys/net/ipv6/conf | sort")
+    return [line for line in text.splitlines() if "stable_secret" not in line and "/mc_forwarding" not in line]
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    """A host and a pod, empty but for loopback."""
+    mark = f"att{os.getpid()}x{next(_NUMBERS)}"
+    names = (f"{mark}h", f"{mark}p")
+    made: list[str] = []
+    try:
+        for name in names:
+            run("ip", "netns", "add", name)
+            made.append(name)
+            run("ip", "-n", name, "link", "set", "lo", "up")
+        with NetNs.open(f"/run/netns/{names[0]}") as host, NetNs.open(f"/run/netns/{names[1]}") as pod:
+            engine = Engine(host_netns=host)
+            try:
+                yield World(*names, host, pod, engine)
+            finally:
+                engine.close()
+    finally:
+        for name in made:
+            run("ip", "netns", "del", name, check=False)

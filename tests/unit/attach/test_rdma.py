@@ -1,0 +1,171 @@
+"""RDMA devices move in exclusive mode, from where they are, by name."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from nri_dranet.attach import rdma
+from nri_dranet.attach.errors import AttachError
+from nri_dranet.attach.home import Homeward
+from nri_dranet.attach.transaction import Transaction
+from nri_dranet.claims.plan import DeviceKind, RdmaPlan
+from nri_dranet.netlink.codec import NetlinkError
+from nri_dranet.netlink.nldev import NoRdmaError, RdmaDevice, RdmaPort
+
+PLAN = RdmaPlan(link="mlx5_0", exclusive=True)
+
+
+class Fabric:
+    """RDMA devices by namespace, behind the socket that asks for them."""
+
+    def __init__(self) -> None:
+        self.where: dict[str, list[str]] = {"host": ["mlx5_0", "mlx5_1"], "pod": []}
+        self.ports = [
+            RdmaPort(device_index=4, device="mlx5_0", port=1, state="DOWN", physical_state="Polling"),
+            RdmaPort(device_index=4, device="mlx5_0", port=2, state="ACTIVE", physical_state="LinkUp"),
+        ]
+        self.refusal = 0
+
+    def socket(self, netns: str) -> Any:
+        """Open a socket in a namespace."""
+        fabric = self
+
+        class Socket:
+            def __enter__(self) -> Any:
+                return self
+
+            def __exit__(self, *_: object) -> None:
+                pass
+
+            def device(self, name: str) -> RdmaDevice | None:
+                return RdmaDevice(index=4, name=name) if name in fabric.where[netns] else None
+
+            def ports(self, index: int) -> list[RdmaPort]:
+                assert index == 4
+                return fabric.ports
+
+            def move(self, index: int, target: str) -> None:
+                assert index == 4
+                if fabric.refusal:
+                    raise NetlinkError(fabric.refusal, "move RDMA device 4")
+                fabric.where[netns].remove("mlx5_0")
+                fabric.where[target].append("mlx5_0")
+
+        return Socket()
+
+
+@pytest.fixture
+def fabric(monkeypatch: pytest.MonkeyPatch) -> Fabric:
+    """A node with two RDMA devices."""
+    found = Fabric()
+    monkeypatch.setattr(rdma, "RdmaSocket", found.socket)
+    return found
+
+
+HOST: Any = "host"
+POD: Any = "pod"
+
+
+def test_enter_and_leave(fabric: Fabric) -> None:
+    """In and out again; each a second time does nothing."""
+    for _ in range(2):
+        rdma.enter(PLAN, HOST, POD)
+        assert fabric.where == {"host": ["mlx5_1"], "pod": ["mlx5_0"]}
+    for _ in range(2):
+        rdma.leave(PLAN, HOST, POD)
+        assert "mlx5_0" in fabric.where["host"]
+    rdma.leave(PLAN, HOST, None)
+
+
+def test_device_that_is_nowhere(fabric: Fabric) -> None:
+    """A device that neither namespace has is an error, on both ways and without a pod."""
+    fabric.where["host"].remove("mlx5_0")
+    with pytest.raises(NetlinkError, match="mlx5_0") as caught:
+        rdma.enter(PLAN, HOST, POD)
+    assert caught.value.errno == errno.ENODEV
+    with pytest.raises(NetlinkError, match="mlx5_0") as caught:
+        rdma.leave(PLAN, HOST, None)
+    assert caught.value.errno == errno.ENODEV
+
+
+def test_observe(fabric: Fabric) -> None:
+    """The best port's state is told; a device on the host is not in the pod; one that is gone has no state."""
+    assert rdma.observe(PLAN, HOST, POD).in_pod is False
+    rdma.enter(PLAN, HOST, POD)
+    seen = rdma.observe(PLAN, HOST, POD)
+    assert (seen.in_pod, seen.port_state, seen.physical_state) == (True, "ACTIVE", "LinkUp")
+    gone = rdma.observe(PLAN, HOST, None)
+    assert (gone.link, gone.in_pod, gone.port_state) == ("mlx5_0", False, "")
+    fabric.ports = []
+    assert rdma.observe(PLAN, HOST, POD).port_state == ""
+
+
+def _attach(plan: Any) -> Any:
+    nothing: Any = None
+    return Transaction(nothing, HOST, nothing, POD, deadline=float("inf")).run([plan])
+
+
+def test_exclusive_device_without_interface(make: Any, fabric: Fabric) -> None:
+    """A device that has only RDMA moves in, is reported, and moves home."""
+    plan = replace(make.plan(kind=DeviceKind.RDMA, rdma=PLAN), host=None, pod=None)
+    (fact,) = _attach(plan)
+    assert fact.rdma_only
+    assert fact.exclusive_rdma
+    assert fact.rdma.in_pod
+    nothing: Any = None
+    assert Homeward(nothing, HOST, nothing, pod_netns=POD).give_back(plan) == (True, [])
+    assert "mlx5_0" in fabric.where["host"]
+
+
+def test_shared_device_stays(make: Any, fabric: Fabric) -> None:
+    """In shared mode nothing moves, in or out."""
+    plan = replace(make.plan(kind=DeviceKind.RDMA, rdma=RdmaPlan(link="mlx5_0")), host=None, pod=None)
+    (fact,) = _attach(plan)
+    assert fact.rdma.port_state == "ACTIVE"
+    assert "mlx5_0" in fabric.where["host"]
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(errno.EBUSY, "a process"), (errno.EOPNOTSUPP, "shared mode"), (5, "Input")]
+)
+def test_refused_move(make: Any, fabric: Fabric, number: int, words: str) -> None:
+    """A device that is in use or cannot move is named with what to do."""
+    fabric.refusal = number
+    plan = replace(make.plan(kind=DeviceKind.RDMA, rdma=PLAN), host=None, pod=None)
+    with pytest.raises(AttachError, match=words) as caught:
+        _attach(plan)
+    assert caught.value.reason == "RDMAMoveFailed"
+    assert "mlx5_0" in caught.value.message
+
+
+def test_way_home_without_rdma(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An RDMA device that cannot be brought home is told; a device with admin access is not even tried."""
+
+    def none(*_: object) -> None:
+        raise NoRdmaError("this kernel has no RDMA")
+
+    monkeypatch.setattr(rdma, "leave", none)
+    plan = replace(make.plan(kind=DeviceKind.RDMA, rdma=PLAN), host=None, pod=None)
+    nothing: Any = None
+    arrived, problems = Homeward(nothing, HOST, nothing).give_back(plan)
+    assert not arrived
+    assert "mlx5_0" in problems[0]
+    admin = replace(plan, kind=DeviceKind.ADMIN)
+    assert Homeward(nothing, HOST, nothing).give_back(admin) == (True, [])
+
+
+def test_error_names_the_kernel_without_rdma(make: Any, fabric: Fabric, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node whose kernel lost its RDMA says so in the attach's error."""
+
+    def none(*_: object) -> None:
+        raise NoRdmaError("this kernel has no RDMA")
+
+    monkeypatch.setattr(rdma, "enter", none)
+    plan = replace(make.plan(kind=DeviceKind.RDMA, rdma=PLAN), host=None, pod=None)
+    with pytest.raises(AttachError, match="no RDMA"):
+        _attach(plan)
+    assert "mlx5_0" in fabric.where["host"]

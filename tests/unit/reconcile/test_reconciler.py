@@ -1,0 +1,141 @@
+"""The reconciler: what a dead process or a vanished sandbox has left is put right, and nothing is judged too early."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from nri_dranet.claims.facts import Phase
+from nri_dranet.claims.lifecycle import State
+
+if TYPE_CHECKING:
+    from tests.unit.reconcile.conftest import Bench
+
+
+def attached(bench: Bench) -> None:
+    """Prepare and run one claim."""
+    bench.keeper.prepare(bench.plan())
+    bench.run()
+    bench.kernel.calls.clear()
+
+
+def state(bench: Bench) -> State:
+    """Return the state of the claim."""
+    record = bench.keeper.journal.get("u1")
+    assert record is not None
+    return record.state
+
+
+def test_nothing_is_judged_before_the_runtime_has_spoken(bench: Bench) -> None:
+    """An unknown sandbox is not a dead one."""
+    attached(bench)
+    bench.keeper.sandboxes.remove("s1")
+    bench.reconciler.sweep()
+    assert bench.kernel.calls == []
+    assert state(bench) is State.ATTACHED
+
+
+def test_a_device_of_a_vanished_sandbox_comes_home(bench: Bench) -> None:
+    """The pod ended while nobody was there: its device is given back and the status says so."""
+    attached(bench)
+    bench.keeper.synchronize([])
+    bench.reconciler.sweep()
+    assert bench.kernel.calls == ["detach eth1"]
+    assert state(bench) is State.PREPARED
+    assert bench.phase() is Phase.DETACHED
+
+
+def test_a_running_pod_is_watched_again_and_has_its_receipt(bench: Bench) -> None:
+    """After a restart: looked at, watched, and the receipt that somebody removed is written again."""
+    attached(bench)
+    record = bench.keeper.journal.get("u1")
+    assert record is not None
+    bench.watched.uids.clear()
+    bench.receipts.remove(record.plan)
+    told = len(bench.facts)
+    bench.keeper.synchronize([bench.sandbox()])
+    bench.reconciler.sweep()
+    assert bench.watched.uids == {"u1"}
+    assert not bench.receipts.missing(record.plan)
+    assert bench.kernel.calls == []
+    assert len(bench.facts) == told
+
+
+def test_a_device_that_left_its_pod_is_lost(bench: Bench) -> None:
+    """The kernel does not show it in the pod any more: the facts follow."""
+    attached(bench)
+    bench.kernel.inside.clear()
+    bench.keeper.synchronize([bench.sandbox()])
+    bench.reconciler.sweep()
+    assert bench.phase() is Phase.LOST
+
+
+def test_a_pod_that_started_without_us_is_attached_late(bench: Bench) -> None:
+    """Its sandbox runs and the claim is only prepared: attached now, with an Event."""
+    bench.keeper.prepare(bench.plan())
+    bench.keeper.synchronize([bench.sandbox()])
+    bench.reconciler.sweep()
+    assert state(bench) is State.ATTACHED
+    assert ("pod-p1", "DeviceAttachedLate") in [event[:2] for event in bench.events]
+
+
+def test_a_late_attach_that_fails_is_said_everywhere(bench: Bench) -> None:
+    """The pod runs without its device: Event and facts, and the next comparison tries again."""
+    bench.keeper.prepare(bench.plan())
+    bench.keeper.synchronize([bench.sandbox()])
+    bench.refuse()
+    bench.reconciler.sweep()
+    assert bench.phase() is Phase.ATTACH_FAILED
+    assert ("pod-p1", "NameInUse") in [event[:2] for event in bench.events]
+    bench.kernel.failure = None
+    bench.reconciler.sweep()
+    assert state(bench) is State.ATTACHED
+
+
+def test_an_attach_that_was_cut_off_is_finished(bench: Bench) -> None:
+    """The process died after the first kernel message; the sandbox runs: go on."""
+    attached(bench)
+    record = bench.keeper.journal.get("u1")
+    assert record is not None
+    bench.keeper.journal.update(["u1"], state=State.DETACHING, holder=record.holder)
+    bench.keeper.journal.update(["u1"], state=State.PREPARED)
+    bench.keeper.journal.update(["u1"], state=State.ATTACHING, holder=record.holder)
+    bench.keeper.synchronize([bench.sandbox()])
+    bench.reconciler.sweep()
+    assert state(bench) is State.ATTACHED
+
+
+def test_a_return_that_was_cut_off_is_finished(bench: Bench) -> None:
+    """The process died while giving back: go on, also while the sandbox is still listed."""
+    attached(bench)
+    record = bench.keeper.journal.get("u1")
+    assert record is not None
+    bench.keeper.journal.update(["u1"], state=State.DETACHING, holder=record.holder)
+    bench.keeper.synchronize([])
+    bench.reconciler.sweep()
+    assert bench.kernel.calls == ["detach eth1"]
+    assert state(bench) is State.PREPARED
+
+
+def test_receipts_without_an_attached_claim_are_removed(bench: Bench) -> None:
+    """A receipt that a dead process left would let a container start without its device."""
+    attached(bench)
+    record = bench.keeper.journal.get("u1")
+    assert record is not None
+    bench.keeper.journal.remove("u1")
+    bench.keeper.synchronize([])
+    bench.reconciler.sweep()
+    assert bench.receipts.missing(record.plan)
+
+
+def test_the_thread_sweeps_when_it_is_woken_and_ends(bench: Bench) -> None:
+    """A wake-up is followed by a comparison; stop ends the thread."""
+    attached(bench)
+    bench.keeper.synchronize([])
+    bench.reconciler.start()
+    bench.reconciler.wake()
+    end = time.monotonic() + 10
+    while state(bench) is not State.PREPARED and time.monotonic() < end:
+        time.sleep(0.01)
+    bench.reconciler.stop()
+    assert state(bench) is State.PREPARED
