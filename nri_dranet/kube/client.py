@@ -275,7 +275,7 @@ class KubeClient:
 
     def _credentials(self) -> dict[str, str]:
         with self._lock:
-            token = self._configuration.get_api_key_with_prefix("authorization")
+            token = self._configuration.get_api_key_with_prefix("BearerToken", "authorization")
         return {"Authorization": token} if token else {}
 
     def _refresh(self) -> bool:
@@ -335,7 +335,7 @@ def _pools(configuration: Any) -> tuple[urllib3.PoolManager, urllib3.PoolManager
     try:
         return (
             urllib3.PoolManager(num_pools=2, maxsize=_CONNECTIONS, **options),
-            urllib3.PoolManager(num_pools=2, maxsize=1, **options),
+            urllib3.PoolManager(num_pools=2, maxsize=_CONNECTIONS, **options),
         )
     except (ValueError, OSError) as error:
         raise ConfigurationError(f"the configuration for {configuration.host} cannot be used: {error}") from error

@@ -1,6 +1,6 @@
 """rtnetlink in one place: every request and every parser of links, addresses, routes, rules and neighbours. Pure.
 
-Requests come from ``links`` and ``routing``; this module adds what reads a message of any of these types.
+Requests come from ``links``, ``addresses``, ``routes`` and ``rules``; this module adds what reads a message of any of these types.
 """
 
 from __future__ import annotations
@@ -9,6 +9,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from nri_dranet.netlink import codec
+from nri_dranet.netlink.addresses import (
+    add_address,
+    add_neighbour,
+    delete_address,
+    delete_neighbour,
+    dump_addresses,
+    dump_neighbours,
+    parse_address,
+    parse_neighbour,
+)
 from nri_dranet.netlink.links import (
     RTM_DELLINK,
     RTM_NEWLINK,
@@ -24,6 +34,7 @@ from nri_dranet.netlink.links import (
     set_link,
 )
 from nri_dranet.netlink.model import Address, Link, Neighbour, Route, Rule
+from nri_dranet.netlink.routes import add_route, delete_route, dump_routes, parse_route
 from nri_dranet.netlink.routing import (
     RTM_DELADDR,
     RTM_DELNEIGH,
@@ -33,23 +44,8 @@ from nri_dranet.netlink.routing import (
     RTM_NEWNEIGH,
     RTM_NEWROUTE,
     RTM_NEWRULE,
-    add_address,
-    add_neighbour,
-    add_route,
-    add_rule,
-    delete_address,
-    delete_neighbour,
-    delete_route,
-    delete_rule,
-    dump_addresses,
-    dump_neighbours,
-    dump_routes,
-    dump_rules,
-    parse_address,
-    parse_neighbour,
-    parse_route,
-    parse_rule,
 )
+from nri_dranet.netlink.rules import add_rule, delete_rule, dump_rules, parse_rule
 
 if TYPE_CHECKING:
     from collections.abc import Callable

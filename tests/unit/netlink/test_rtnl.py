@@ -48,7 +48,7 @@ def addresses(draw: st.DrawFn) -> Address:
         address=local,
         prefix_length=draw(st.integers(0, 32 if family == AF_INET else 128)),
         scope=draw(U8),
-        flags=draw(U32) & routing._IFA_SETTABLE,
+        flags=draw(U32) & routing.IFA_SETTABLE,
         label=draw(NAME) if family == AF_INET else "",
         broadcast=draw(st.none() | ip(family)) if family == AF_INET else None,
         peer=None if peer == local else peer,
@@ -459,7 +459,7 @@ def test_a_next_hop_without_interface_gets_the_one_given() -> None:
 def test_flags_of_the_kernel_are_not_sent() -> None:
     """What was read as tentative, permanent or offloaded is not asked for."""
     address = Address(family=AF_INET6, address="::1", prefix_length=128, flags=0xFFFF)
-    assert rtnl.parse_address(rtnl.add_address(address, 1).body).flags == routing._IFA_SETTABLE
+    assert rtnl.parse_address(rtnl.add_address(address, 1).body).flags == routing.IFA_SETTABLE
     route = Route(family=AF_INET, destination="10.0.0.0/8", flags=0xFFFF)
     assert rtnl.parse_route(rtnl.add_route(route, 1).body).flags == 6
     rule = Rule(family=AF_INET, flags=0xFF)
