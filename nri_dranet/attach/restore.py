@@ -119,12 +119,7 @@ class _Restoration:
             requests.append((rtnl.set_link(index, up=wanted.link.up), _NONE))
         if wanted.link.up:
             requests += _adding((one for one in addresses if state.needs_link_up(one)), index)
-            requests += self._routes()
-            present = () if self._fresh else self._host.neighbours(index, permanent_only=True)
-            requests += [
-                (rtnl.add_neighbour(entry, index, replace=True), _NONE)
-                for entry in state.missing_neighbours(wanted.neighbours, present)
-            ]
+            requests += [*self._routes(), *self._neighbours()]
         self._send(requests)
 
     def _take_name(self) -> None:
@@ -225,6 +220,16 @@ class _Restoration:
         return [
             (rtnl.add_route(state.for_link(route, self._wanted.link.index), self._index), _NONE)
             for route in state.missing_routes(own, present)
+        ]
+
+    def _neighbours(self) -> list[_Wish]:
+        wanted = self._wanted.neighbours
+        if not wanted:
+            return []
+        present = () if self._fresh else self._host.neighbours(self._index, permanent_only=True)
+        return [
+            (rtnl.add_neighbour(entry, self._index, replace=True), _NONE)
+            for entry in state.missing_neighbours(wanted, present)
         ]
 
     def _send(self, requests: Sequence[_Wish]) -> None:

@@ -18,19 +18,13 @@ if TYPE_CHECKING:
 _ROOT: Final = "/proc/sys/net/"
 
 
-def read(netns: NetNs, interface: str, keys: Iterable[str]) -> dict[str, str]:
-    """Read sysctls of an interface; those that this kernel has not are left out.
-
-    Args:
-        netns: the interface's network namespace.
-        interface: its name.
-        keys: names without the interface: ``ipv4/conf/arp_ignore``.
-    """
+def read_namespace(netns: NetNs, keys: Iterable[str]) -> dict[str, str]:
+    """Read sysctls of a network namespace itself (``ipv4/tcp_l3mdev_accept``); what this kernel has not is left out."""
     found: dict[str, str] = {}
     with netns.entered():
         for key in keys:
             with contextlib.suppress(OSError):
-                found[key] = _read(_path(key, interface))
+                found[key] = _read(_path(key, ""))
     return found
 
 
@@ -52,11 +46,6 @@ def apply(netns: NetNs, interface: str, wanted: Mapping[str, str]) -> list[tuple
             except OSError as error:
                 failed.append((key, error))
     return failed
-
-
-def read_namespace(netns: NetNs, keys: Iterable[str]) -> dict[str, str]:
-    """Read sysctls of a network namespace itself; those that this kernel has not are left out."""
-    return read(netns, "", keys)
 
 
 def _path(key: str, interface: str) -> str:

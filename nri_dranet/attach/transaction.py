@@ -318,7 +318,11 @@ class Transaction:
         plan, pod, index = survey.plan, survey.pod, survey.index
         if pod.detach_bpf:
             self._step = "remove BPF programs"
-            programs.remove_all(self._netns, self._pod, index, pod.pinned_bpf_links)
+            try:
+                programs.remove_all(self._netns, self._pod, index, pod.pinned_bpf_links)
+            except (OSError, ValueError) as error:
+                words = f"cannot remove the BPF programs of the host: {error}"
+                raise AttachError(plan.label, self._step, "BPFDetachFailed", words) from error
         self._write_files(survey)
         if pod.features or pod.private_flags:
             self._step = "set ethtool features"
@@ -401,7 +405,7 @@ class Transaction:
             self._must(plan, sysctl.apply(self._netns, pod.name, wanted), wanted)
         if pod.namespace_sysctls:
             self._step = "set sysctls of the pod's namespace"
-            before = sysctl.read(self._netns, "", pod.namespace_sysctls)
+            before = sysctl.read_namespace(self._netns, pod.namespace_sysctls)
             self._namespace_sysctls = before | self._namespace_sysctls
             self._must(plan, sysctl.apply(self._netns, "", pod.namespace_sysctls), pod.namespace_sysctls)
 

@@ -1,6 +1,7 @@
 """rtnetlink in one place: every request and every parser of links, addresses, routes, rules and neighbours. Pure.
 
-Requests come from ``links``, ``addresses``, ``routes`` and ``rules``; this module adds what reads a message of any of these types.
+Requests come from ``links``, ``addresses``, ``routes`` and ``rules``; this module adds what reads a message of any of
+these types.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from nri_dranet.netlink.codec import (
     attribute_u32,
     attributes,
 )
-from nri_dranet.netlink.model import Rule, FOREVER
+from nri_dranet.netlink.model import FOREVER, Rule
 
 # fib_rule_hdr has the layout of rtmsg: three of its bytes are reserved.
 _RTMSG: Final = struct.Struct("=BBBBBBBBI")

@@ -42,8 +42,8 @@ GROUPS: Final = {
     "nsid": 28,
 }
 
-# A link takes about 20 µs to parse: a slice keeps the GIL for less than half a millisecond.
-_SLICE: Final = 16
+# A link takes about 20 µs to parse: a slice keeps the GIL for less than a millisecond.
+_SLICE: Final = 32
 
 # Datagrams that one ``receive`` reads at most, so that a storm cannot hold the caller for ever.
 _EVENTS_AT_ONCE: Final = 256

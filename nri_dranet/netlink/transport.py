@@ -35,7 +35,9 @@ _SO_SNDBUFFORCE: Final = 32
 _SO_RCVBUFFORCE: Final = 33
 
 # Limits of what the kernel may queue, no memory taken beforehand: 32 MiB are the acknowledgements of 20,000 requests.
+# Events are held to less: whoever is root in a pod can cause as many as he likes, and lost ones are only looked up.
 _RECEIVE_LIMIT: Final = 32 << 20
+_EVENT_LIMIT: Final = 4 << 20
 _SEND_LIMIT: Final = 8 << 20
 # What an acknowledgement and an object cost of the receive limit, the kernel's bookkeeping included.
 _ACK_COST: Final = 1536
@@ -99,7 +101,7 @@ def open_socket(protocol: int, netns: NetNs | None, *, strict: bool, groups: Seq
         made = netns.socket(socket.AF_NETLINK, kind, protocol)
     try:
         for forced, plain, size in (
-            (_SO_RCVBUFFORCE, socket.SO_RCVBUF, _RECEIVE_LIMIT),
+            (_SO_RCVBUFFORCE, socket.SO_RCVBUF, _EVENT_LIMIT if groups else _RECEIVE_LIMIT),
             (_SO_SNDBUFFORCE, socket.SO_SNDBUF, _SEND_LIMIT),
         ):
             try:

@@ -1,29 +1,30 @@
 """A node without a cluster: the real daemon between stand-ins of the API server, kubelet and container runtime.
 
-The daemon is the installed command, in a process of its own, so that it can be killed like any other. Pods are processes in
-network namespaces of their own. Everything is below one folder and ends with ``close``. It must run in a network namespace
-that has been made for it: the daemon publishes the interfaces that are there.
+The daemon is the installed command, in a process of its own, so that it can be killed like any other. Pods are
+processes in network namespaces of their own. Everything is below one folder and ends with ``close``. It must run in a
+network namespace that has been made for it: the daemon publishes the interfaces that are there.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import signal
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from nri_dranet.testing.apiserver import ApiServerStandIn
 from nri_dranet.testing.kubelet import KubeletStandIn
 from nri_dranet.testing.runtime import Pod, RuntimeStandIn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
 
 T = TypeVar("T")
 
@@ -211,7 +212,7 @@ class Stage:
     def devices(self) -> dict[str, dict[str, Any]]:
         """Return the published devices by name."""
         found: dict[str, dict[str, Any]] = {}
-        for item in self.api.list(f"{RESOURCE_API}/resourceslices"):
+        for item in self.api.objects(f"{RESOURCE_API}/resourceslices"):
             found.update((device["name"], device) for device in item["spec"].get("devices") or [])
         return found
 
@@ -249,9 +250,11 @@ class Stage:
             self.api.reserve("default", claim, pod=name, uid=uid)
         process = subprocess.Popen(["unshare", "--net", "sleep", "infinity"], stdin=subprocess.DEVNULL)
         pod = StagedPod(name, uid, claims, process)
-        own = os.stat("/proc/self/ns/net").st_ino
+        own = Path("/proc/self/ns/net").stat().st_ino
         self.wait_for(
-            lambda: Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n" and os.stat(pod.netns_path).st_ino != own,
+            lambda: (
+                Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n" and Path(pod.netns_path).stat().st_ino != own
+            ),
             "the pod's namespace",
         )
         pod.run("ip", "link", "set", "lo", "up")

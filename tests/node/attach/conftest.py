@@ -20,7 +20,7 @@ from nri_dranet.attach.snapshot import take_snapshot
 from nri_dranet.claims.model import DeviceKey
 from nri_dranet.claims.plan import DeviceKind, DevicePlan, PodState
 from nri_dranet.netlink.codec import NetlinkError
-from nri_dranet.netlink.model import Address, Route
+from nri_dranet.netlink.model import Address, Route, Rule
 from nri_dranet.netlink.namespaces import NetNs
 from nri_dranet.netlink.sockets import RtnlSocket
 from nri_dranet.netlink.transport import Answer
@@ -172,6 +172,11 @@ class World(Compare):
         """Give the addresses of a link of the pod without the kernel's own link-local one."""
         info = json.loads(self.pod("-j", "addr", "show", name))[0]["addr_info"]
         return [f"{a['local']}/{a['prefixlen']}" for a in info if not a["local"].startswith("fe80:")]
+
+    def rules_in_pod(self) -> list[Rule]:
+        """Give the pod's policy rules as the kernel tells them."""
+        with RtnlSocket(self.pod_netns) as pod:
+            return pod.rules()
 
     def attach(self, *plans: DevicePlan) -> Any:
         """Attach with plenty of time."""

@@ -332,3 +332,85 @@ def test_offload_features(world: Any) -> None:
         )
     assert not world.detach(plan)[0].problems
     assert world.plan("n0").host.features == before
+
+
+def test_sysctls_of_the_namespace(world: Any) -> None:
+    """Sysctls of the pod's namespace are set, and have their former values after a failed attach."""
+    world.veth("n0")
+    sysctls = {"ipv4/ip_forward": "1", "ipv4/ip_default_ttl": "77"}
+    files = ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv4/ip_default_ttl"]
+    before = world.in_pod("cat", *files).split()
+    bad = (world.route("10.99.0.0/16", "192.0.2.1"),)
+    with pytest.raises(AttachError):
+        world.attach(world.plan("n0", "net1", namespace_sysctls=sysctls, routes=bad))
+    assert world.in_pod("cat", *files).split() == before
+    with pytest.raises(AttachError, match="ipv4/no_such to 1") as caught:
+        world.attach(world.plan("n0", "net1", namespace_sysctls={**sysctls, "ipv4/no_such": "1"}))
+    assert caught.value.reason == "SysctlRefused"
+    assert world.in_pod("cat", *files).split() == before
+    world.attach(world.plan("n0", "net1", namespace_sysctls=sysctls))
+    assert world.in_pod("cat", *files).split() == ["1", "77"]
+
+
+def test_rule_that_was_there_before(world: Any) -> None:
+    """A rule that the pod already had survives a failed attach that wanted the same one."""
+    world.veth("n0")
+    world.pod("rule", "add", "from", "10.77.0.0/24", "table", "201", "priority", "501", "protocol", "static")
+    rule = next(one for one in world.rules_in_pod() if one.priority == 501)
+    plan = world.plan("n0", "net1", rules=(rule,), routes=(world.route("10.99.0.0/16", "192.0.2.1"),))
+    with pytest.raises(AttachError):
+        world.attach(plan)
+    assert "501:" in world.pod("rule")
+
+
+def test_half_moved_device_with_a_colliding_name_of_its_own(world: Any) -> None:
+    """A device left in the pod whose alternative name is its planned one gets that as its name."""
+    world.veth("n0")
+    world.host("link", "property", "add", "dev", "n0", "altname", "net1")
+    before = world.state()
+    plan = world.plan("n0", "net1")
+    world.host("link", "set", "n0", "netns", world.pod_name)
+    (fact,) = world.attach(plan)
+    assert fact.interface.name == "net1"
+    assert not world.detach(plan)[0].problems
+    assert not world.differences(before, world.state())
+
+
+def test_half_moved_device_whose_name_is_taken(world: Any) -> None:
+    """A device left in the pod whose planned name somebody took since is sent home, and the error says so."""
+    world.veth("n0", "10.71.0.2/24")
+    before = world.state()
+    plan = world.plan("n0", "net1")
+    world.host("link", "set", "n0", "netns", world.pod_name)
+    world.pod("link", "add", "net1", "type", "bridge")
+    with pytest.raises(AttachError) as caught:
+        world.attach(plan)
+    assert caught.value.reason == "NameInUse"
+    assert not world.differences(before, world.state())
+
+
+def test_many_devices_in_order(world: Any) -> None:
+    """Eight devices come in the order of the plans and all go home."""
+    for number in range(8):
+        world.veth(f"n{number}", f"10.80.{number}.2/24")
+    before = world.state()
+    plans = [
+        world.plan(f"n{number}", f"net{number}", addresses=(world.address(f"10.81.{number}.5/24"),))
+        for number in range(8)
+    ]
+    facts = world.attach(*plans)
+    assert [fact.interface.name for fact in facts] == [f"net{number}" for number in range(8)]
+    assert all(outcome.home and not outcome.problems for outcome in world.detach(*plans))
+    assert not world.differences(before, world.state())
+
+
+def test_thousand_addresses_and_routes(world: Any) -> None:
+    """A plan with hundreds of addresses and a thousand routes is carried out."""
+    world.veth("n0")
+    addresses = tuple(world.address(f"10.77.{number // 250}.{number % 250 + 1}/16") for number in range(300))
+    routes = tuple(
+        world.route(f"10.{100 + number // 250}.{number % 250}.0/24", "10.77.0.250") for number in range(1000)
+    )
+    (fact,) = world.attach(world.plan("n0", "net1", addresses=addresses, routes=routes))
+    assert len(fact.interface.addresses) == 300
+    assert len(world.pod("route").splitlines()) == 1001
