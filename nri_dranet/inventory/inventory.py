@@ -1,7 +1,7 @@
 """The inventory: one scan, then kernel events. Knows every device of the node and which of them may be given away.
 
 A thread of its own listens. A burst of events is one change; a lost event means one scan, then events again. What has
-no events (PCI functions, RDMA devices) is looked at with the slow scan.
+no events (PCI functions, RDMA devices, TCX programs) is looked at with the slow scan.
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from nri_dranet import bpf
-from nri_dranet.inventory.attributes import Programs
+from nri_dranet.inventory.device import Device
+from nri_dranet.inventory.hardware import Hardware
+from nri_dranet.inventory.programs import ProgramMonitor, ProgramScout
 from nri_dranet.inventory.state import NodeState, Policy
-from nri_dranet.inventory.uplinks import default_interfaces, is_default
+from nri_dranet.inventory.attributes import NO_PROGRAMS
+from nri_dranet.inventory.uplinks import MAIN_TABLE, default_interfaces, is_default
 from nri_dranet.netlink.model import Address, Link, Route
-from nri_dranet.netlink.sockets import EventsLostError, RtnlMonitor, RtnlSocket
+from nri_dranet.netlink.sockets import EventsLostError, LinkCache, RtnlMonitor, RtnlSocket
 from nri_dranet.telemetry import metrics
 from nri_dranet.telemetry.logs import fields
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
-    from nri_dranet.inventory.device import Device
+    from nri_dranet.inventory.state import Published
     from nri_dranet.netlink.rtnl import Event
     from nri_dranet.sysfs import Sysfs
 
@@ -38,11 +40,13 @@ _SETTLE: Final = 0.03
 
 _LONGEST_SETTLE: Final = 0.25
 _LOOK_AGAIN: Final = 1.0
-_MAIN: Final = 254
+_RETRY: Final = 1.0
+_SLICE: Final = 64
+_PCI_PREFIX: Final = "pci-"
 
 
 class Inventory:
-    """The node's devices. Must be made in the host's network namespace. Thread-safe."""
+    """The node's devices. Must be made and started in the host's network namespace. Thread-safe."""
 
     def __init__(self, sysfs: Sysfs, *, policy: Policy | None = None, max_interval: float = 60.0) -> None:
         """Open the sockets; ``start`` begins.
@@ -55,18 +59,26 @@ class Inventory:
         Raises:
             OSError: a netlink socket cannot be made.
         """
-        self._sysfs = sysfs
         self._max_interval = max_interval
-        self._socket = RtnlSocket()
-        self._monitor = RtnlMonitor(groups=_GROUPS)
-        self._state = NodeState(sysfs=sysfs, policy=policy or Policy(), programs_of=_programs)
+        self._hardware = Hardware(sysfs)
+        self._state = NodeState(hardware=self._hardware, policy=policy or Policy())
+        with contextlib.ExitStack() as stack:
+            self._socket = stack.enter_context(contextlib.closing(RtnlSocket()))
+            self._monitor = stack.enter_context(contextlib.closing(RtnlMonitor(groups=_GROUPS)))
+            self._scout = stack.enter_context(contextlib.closing(ProgramScout()))
+            self._programs = stack.enter_context(contextlib.closing(ProgramMonitor()))
+            self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            stack.callback(os.close, self._wake_read)
+            stack.callback(os.close, self._wake_write)
+            self._resources = stack.pop_all()
+        self._cache = LinkCache()
         self._lock = threading.RLock()
         self._subscribers: list[Callable[[], None]] = []
         self._stop = threading.Event()
         self._scanned = threading.Event()
-        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._rescan = False
         self._last_scan = 0.0
+        self._next_scan = 0.0
         self._looked: dict[str, float] = {}
         self._thread = threading.Thread(target=self._run, name="inventory", daemon=True)
 
@@ -79,15 +91,15 @@ class Inventory:
         return self._scanned.wait(timeout)
 
     def stop(self) -> None:
-        """End the thread and close the sockets."""
+        """End the thread and close the sockets. A second call does nothing."""
+        if self._stop.is_set():
+            return
         self._stop.set()
         self._wake()
         if self._thread.ident is not None:
             self._thread.join()
-        self._socket.close()
-        self._monitor.close()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
+        with self._lock:
+            self._resources.close()
 
     # ---- what others ask
 
@@ -97,17 +109,24 @@ class Inventory:
             return tuple(self._state.devices[name] for name in sorted(self._state.devices))
 
     def device(self, name: str) -> Device | None:
-        """Return a device; for one that is not known the node is scanned first, at most once a second."""
+        """Return a device; for one that is not known the node is scanned first, at most once a second.
+
+        Raises:
+            OSError: the kernel cannot be asked.
+        """
+        changed = False
         with self._lock:
-            found = self._state.devices.get(name)
-            if found is not None:
-                return found
+            found = self._known(name)
             now = time.monotonic()
-            if now - self._looked.get(name, 0.0) < _LOOK_AGAIN:
-                return None
+            if found is not None or self._stop.is_set() or now - self._looked.get(name, -_LOOK_AGAIN) < _LOOK_AGAIN:
+                return found
             self._looked = {name: now, **{n: at for n, at in self._looked.items() if now - at < _LOOK_AGAIN}}
-            self._scan("a device was asked for that is not known")
-            return self._state.devices.get(name)
+            # The lock is kept from the dump on: events that are newer must not be taken in before it.
+            changed = self._scan("a device was asked for that is not known", hardware=name.startswith(_PCI_PREFIX))
+            found = self._known(name)
+        if changed:
+            self._tell()
+        return found
 
     def is_uplink(self, index: int) -> str:
         """Return why the node itself needs an interface now; empty: it does not. Takes no lock: hooks ask it."""
@@ -121,8 +140,19 @@ class Inventory:
     def set_node_addresses(self, addresses: Iterable[str]) -> None:
         """Tell which addresses are the node's: the interface that carries one is never given away."""
         with self._lock:
-            self._state.node_addresses = frozenset(addresses)
+            self._state.node_addresses_changed(addresses)
             changed = self._state.rebuild(self._state.recompute_uplinks())
+        if changed:
+            self._tell()
+
+    def set_held(self, held: Mapping[str, Published]) -> None:
+        """Tell which devices are in pods, by name, each with its entry as it was published.
+
+        An interface that comes home gets the name back that it had; a PCI function whose interface is in a pod is not
+        offered for its RDMA device alone; ``device`` answers for a held one without a scan.
+        """
+        with self._lock:
+            changed = self._state.rebuild(self._state.held_changed(held))
         if changed:
             self._tell()
 
@@ -135,91 +165,139 @@ class Inventory:
         self._rescan = True
         self._wake()
 
+    def _known(self, name: str) -> Device | None:
+        found = self._state.devices.get(name)
+        if found is None and (entry := self._state.held.get(name)) is not None:
+            return Device(name=name, attributes=entry.get("attributes", {}), refused="it is in a pod")
+        return found
+
     # ---- the thread
 
     def _run(self) -> None:
         poll = select.poll()
-        poll.register(self._monitor.fileno(), select.POLLIN)
-        poll.register(self._wake_read, select.POLLIN)
-        self._scan_now("start")
+        for source in (self._monitor.fileno(), self._programs.fileno(), self._wake_read):
+            poll.register(source, select.POLLIN)
+        cause = "start"
         while not self._stop.is_set():
-            left = max(0.0, self._last_scan + self._max_interval - time.monotonic())
-            ready = {fd for fd, _ in poll.poll(left * 1000)}
-            if self._stop.is_set():
-                return
-            with contextlib.suppress(BlockingIOError):
-                os.read(self._wake_read, 4096)
             try:
-                if self._monitor.fileno() in ready:
-                    self._take_in(self._gather())
-                if self._rescan or time.monotonic() - self._last_scan >= self._max_interval:
-                    self._rescan = False
-                    self._scan_now("interval")
+                if cause:
+                    self._scan_now(cause)
+                left = max(0.0, self._next_scan - time.monotonic())
+                poll.poll(left * 1000 + 1)
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self._wake_read, 4096)
+                self._take_in(*self._gather())
+                cause = self._due()
             except EventsLostError as error:
                 LOG.info("network events were lost, the node is scanned anew", extra=fields(error=error))
-                self._scan_now("lost events")
-            except OSError as error:
-                LOG.warning("the node cannot be scanned", extra=fields(error=error))
-                self._last_scan = time.monotonic()
+                cause = "lost events"
+            except Exception as error:
+                # A node that cannot be read now may be read later; its devices stay as they were last known.
+                unforeseen = not isinstance(error, OSError)
+                LOG.warning("the node cannot be scanned, trying again", extra=fields(error=error), exc_info=unforeseen)
+                self._stop.wait(_RETRY)
+                cause = "failure"
 
-    def _gather(self) -> list[Event]:
+    def _due(self) -> str:
+        if self._rescan:
+            self._rescan = False
+            return "asked for"
+        return "interval" if time.monotonic() >= self._next_scan else ""
+
+    def _gather(self) -> tuple[list[Event], set[int]]:
         """Read events until they pause, for a quarter of a second at most.
 
         Raises:
             EventsLostError: the kernel dropped some.
         """
-        events = self._monitor.receive()
+        events, programs = self._monitor.receive(), self._programs.receive()
+        if not events and not programs:
+            return events, programs
         end = time.monotonic() + _LONGEST_SETTLE
         while not self._stop.wait(_SETTLE) and time.monotonic() < end:
-            more = self._monitor.receive()
-            if not more:
+            more, others = self._monitor.receive(), self._programs.receive()
+            if not more and not others:
                 break
             events += more
-        return events
+            programs |= others
+        return events, programs
 
-    def _take_in(self, events: list[Event]) -> None:
+    def _take_in(self, events: list[Event], programs: set[int]) -> None:
+        if not events and not programs:
+            return
+        state = self._state
         touched: set[int] = set()
+        links: set[int] = set()
         routes = False
         with self._lock:
-            for event in events:
+            for place, event in enumerate(events, 1):
+                if place % _SLICE == 0:
+                    time.sleep(0)
                 thing = event.object
                 metrics.INVENTORY_EVENTS.labels(event.kind).inc()
                 if isinstance(thing, Link):
-                    state = self._state
+                    links.add(thing.index)
                     touched |= state.link_gone(thing.index) if event.gone else state.link_changed(thing)
+                    # IPv4 routes of a link that goes down vanish without an event.
                     routes = routes or thing.index in state.needed
                 elif isinstance(thing, Address):
-                    touched |= self._state.address_changed(thing, gone=event.gone)
+                    touched |= state.address_changed(thing, gone=event.gone)
                 elif isinstance(thing, Route):
                     routes = routes or is_default(thing)
             if routes:
                 self._read_defaults()
-            touched |= self._state.recompute_uplinks()
-            changed = self._state.rebuild(touched)
-            metrics.INVENTORY_DEVICES.set(len(self._state.devices))
+            for index in links & state.links.keys() - programs:
+                found = self._scout.tcx_of(index, state.programs.get(index, NO_PROGRAMS))
+                touched |= state.programs_changed(index, found)
+            for index in programs & state.links.keys():
+                touched |= state.programs_changed(index, self._scout.of(index))
+            touched |= state.recompute_uplinks()
+            changed = state.rebuild(touched)
+            metrics.INVENTORY_DEVICES.set(len(state.devices))
         if changed:
             self._tell()
 
     def _scan_now(self, cause: str) -> None:
+        """Scan everything, on the inventory's own thread."""
+        self._drain()
+        # Only this thread takes events in, so that none newer than the dumps can have been.
         with self._lock:
-            changed = self._scan(cause)
+            changed = self._scan(cause, hardware=True)
+            found = self._scout.all(list(self._state.links))
+            touched: set[int] = set()
+            for index in self._state.links:
+                touched |= self._state.programs_changed(index, found.get(index, NO_PROGRAMS))
+            changed = self._state.rebuild(touched) or changed
+        self._next_scan = time.monotonic() + self._max_interval
         self._scanned.set()
         if changed:
             self._tell()
 
-    def _scan(self, cause: str) -> bool:
+    def _drain(self) -> None:
+        """Throw away events that are older than the dumps to come: taken in after them, they would undo them."""
+        end = time.monotonic() + _LONGEST_SETTLE
+        while time.monotonic() < end:
+            with contextlib.suppress(EventsLostError):
+                if not self._monitor.receive() and not self._programs.receive():
+                    return
+
+    def _scan(self, cause: str, *, hardware: bool) -> bool:
         metrics.INVENTORY_RESYNCS.labels(cause).inc()
-        touched = self._state.replace(self._socket.iter_links(), self._socket.addresses())
+        touched: set[int] = set()
+        if hardware:
+            self._hardware.look()
+        touched |= self._state.replace(self._socket.iter_links(self._cache), self._socket.addresses())
+        if hardware:
+            touched |= self._state.hardware_changed()
         self._read_defaults()
         touched |= self._state.recompute_uplinks()
         changed = self._state.rebuild(touched)
-        changed = self._state.rebuild_functions(self._sysfs.pci_devices()) or changed
         metrics.INVENTORY_DEVICES.set(len(self._state.devices))
         self._last_scan = time.monotonic()
         return changed
 
     def _read_defaults(self) -> None:
-        self._state.defaults = default_interfaces(self._socket.routes(table=_MAIN))
+        self._state.defaults_changed(default_interfaces(self._socket.routes(table=MAIN_TABLE)))
 
     def _tell(self) -> None:
         for callback in self._subscribers:
@@ -228,12 +306,3 @@ class Inventory:
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError, OSError):
             os.write(self._wake_write, b"x")
-
-
-def _programs(link: Link) -> Programs:
-    """Return the TCX programs on an interface; a kernel that does not tell has none."""
-    try:
-        found = bpf.programs(link.index)
-    except OSError:
-        return Programs()
-    return Programs(tcx=tuple(str(program.program_id) for program in found if program.hook.startswith("tcx")))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -68,23 +69,36 @@ class StagedPod:
 class Stage:
     """The stand-ins and the daemon between them."""
 
-    def __init__(self, folder: Path, *, filter_expression: str = "", flags: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        filter_expression: str = "",
+        flags: Sequence[str] = (),
+        api: ApiServerStandIn | None = None,
+        kubelet_versions: Sequence[str] = ("v1", "v1beta1"),
+        dedicated_calls: bool = True,
+    ) -> None:
         """Prepare a stage; ``start`` begins it.
 
         Args:
             folder: for sockets, state and logs; short, as a socket's path has 107 bytes at most.
             filter_expression: the daemon's ``--filter``.
             flags: more flags of the daemon.
+            api: the API server, where an ordinary one does not serve.
+            kubelet_versions: the DRA versions that kubelet knows.
+            dedicated_calls: whether the runtime has NRI 0.12's calls.
         """
         self.folder = folder
         self.log = folder / "daemon.log"
         self.cdi = folder / "cdi"
         self.kubelet_root = folder / "kubelet"
         self.nri_socket = folder / "nri.sock"
-        self._port = folder / "port"
-        self.api = ApiServerStandIn()
-        self.kubelet = KubeletStandIn(self.kubelet_root / "plugins_registry", driver=DRIVER)
-        self.runtime = RuntimeStandIn(self.nri_socket)
+        self._port = _free_port()
+        self.api = api or ApiServerStandIn()
+        registry = self.kubelet_root / "plugins_registry"
+        self.kubelet = KubeletStandIn(registry, driver=DRIVER, versions=kubelet_versions)
+        self.runtime = RuntimeStandIn(self.nri_socket, cdi_dir=self.cdi, dedicated_calls=dedicated_calls)
         self._filter = filter_expression
         self._flags = list(flags)
         self._daemon: subprocess.Popen[bytes] | None = None
@@ -128,7 +142,7 @@ class Stage:
             f"--nri-socket={self.nri_socket}",
             f"--cdi-dir={self.cdi}",
             f"--filter={self._filter}",
-            "--bind-address=127.0.0.1:9177",
+            f"--bind-address=127.0.0.1:{self._port}",
             "--v=4",
             *self._flags,
         ]
@@ -173,7 +187,7 @@ class Stage:
     def http(self, path: str) -> tuple[int, str]:
         """Ask the daemon's HTTP endpoint; status 0 when nobody answers."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:9177{path}", timeout=2) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._port}{path}", timeout=2) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:
@@ -227,8 +241,8 @@ class Stage:
         configs = [{**config, "source": "FromClaim"} for config in spec.get("config") or []]
         self.api.allocate("default", name, results=results, config=configs, node=NODE)
 
-    def pod(self, name: str, *claims: str) -> StagedPod:
-        """Make a pod that uses claims; they are reserved for it. Its network namespace has ``lo`` up and ``eth0``."""
+    def pod(self, name: str, *claims: str, host_network: bool = False) -> StagedPod:
+        """Make a pod that uses claims; they are reserved for it. Its network namespace has ``lo``, up."""
         uid = f"00000000-0000-4000-8000-{next(self._uids):012d}"
         refs = [{"name": f"r{i}", "resourceClaimName": claim} for i, claim in enumerate(claims)]
         self.create(
@@ -239,6 +253,7 @@ class Stage:
                 "metadata": {"name": name, "namespace": "default", "uid": uid},
                 "spec": {
                     "nodeName": NODE,
+                    "hostNetwork": host_network,
                     "resourceClaims": refs,
                     "containers": [
                         {"name": "app", "resources": {"claims": [{"name": ref["name"]} for ref in refs]}},
@@ -319,3 +334,10 @@ class Stage:
     def _failure(self, text: str) -> StageError:
         lines = self.log.read_text(errors="replace").splitlines()[-15:] if self.log.exists() else []
         return StageError("\n".join([text, *lines]))
+
+
+def _free_port() -> int:
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

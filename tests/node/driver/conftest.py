@@ -1,0 +1,96 @@
+"""The daemon between its stand-ins, with veth pairs as the node's interfaces, in the network namespace of the test run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nri_dranet.testing.stage import Stage
+
+MakeStage = Callable[..., Stage]
+
+
+def ip(*arguments: str) -> str:
+    """Run ``ip`` and return what it prints."""
+    return subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def _host_state(name: str) -> dict[str, Any]:
+    """Return all of an interface that must come back, as ``ip`` shows it."""
+    (link,) = json.loads(ip("-j", "-d", "addr", "show", "dev", name))
+    volatile = {"stats64", "ifindex", "link_index", "link_netnsid"}
+    for address in link["addr_info"]:
+        address.pop("dynamic", None)
+    return {
+        "link": {key: value for key, value in link.items() if key not in volatile},
+        "routes": ip("route", "show", "table", "all", "dev", name).splitlines(),
+        "neighbours": ip("neigh", "show", "dev", name, "nud", "permanent").splitlines(),
+    }
+
+
+def _on_host(name: str) -> bool:
+    """Tell whether an interface is on the host."""
+    return subprocess.run(["ip", "link", "show", "dev", name], check=False, capture_output=True).returncode == 0
+
+
+@pytest.fixture
+def host_state() -> Callable[[str], dict[str, Any]]:
+    """Return how an interface is on the host: ``host_state(name)``."""
+    return _host_state
+
+
+@pytest.fixture
+def on_host() -> Callable[[str], bool]:
+    """Return whether an interface is on the host: ``on_host(name)``."""
+    return _on_host
+
+
+@pytest.fixture
+def nic() -> Iterator[str]:
+    """Make a veth pair; return the end that pods get, up, with an address, a route and a neighbour."""
+    name, peer = "nictest0", "nictest0p"
+    ip("link", "add", name, "type", "veth", "peer", "name", peer)
+    for each in (peer, name):
+        ip("link", "set", each, "addrgenmode", "none", "up")
+    ip("addr", "add", "192.0.2.10/24", "dev", name)
+    ip("route", "add", "198.51.100.0/24", "via", "192.0.2.1", "dev", name, "metric", "77")
+    ip("neigh", "add", "192.0.2.77", "lladdr", "02:00:00:00:00:77", "dev", name, "nud", "permanent")
+    yield name
+    subprocess.run(["ip", "link", "del", peer], check=False, capture_output=True)
+
+
+@pytest.fixture
+def make_stage() -> Iterator[MakeStage]:
+    """Return a factory of stages; all are closed after the test."""
+    stages: list[Stage] = []
+    folders: list[tempfile.TemporaryDirectory[str]] = []
+
+    def make(**options: Any) -> Stage:
+        folder = tempfile.TemporaryDirectory(prefix="nd", dir="/tmp")
+        folders.append(folder)
+        stage = Stage(Path(folder.name), **options)
+        stages.append(stage)
+        stage.start()
+        return stage
+
+    yield make
+    for stage in stages:
+        stage.close()
+    for folder in folders:
+        folder.cleanup()
+
+
+@pytest.fixture
+def stage(make_stage: MakeStage, nic: str) -> Stage:
+    """Return a stage whose daemon is ready and has published the interface."""
+    made = make_stage()
+    made.start_daemon()
+    made.wait_ready()
+    made.wait_for(lambda: nic in made.devices(), f"device {nic} published")
+    return made
