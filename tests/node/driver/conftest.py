@@ -1,4 +1,4 @@
-"""The daemon between its stand-ins, with veth pairs as the node's interfaces, in the network namespace of the test run."""
+"""The daemon between its stand-ins, with a veth pair as the node's interface, in the test run's network namespace."""
 
 from __future__ import annotations
 

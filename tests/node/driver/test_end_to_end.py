@@ -167,7 +167,7 @@ def test_two_mistakes_are_told_at_once(stage: Stage, nic: str) -> None:
 
 
 def test_a_second_pod_on_a_held_claim_is_refused_with_both_named(stage: Stage, nic: str) -> None:
-    """kubelet calls no Prepare for it; the first pod keeps its interface and its status."""
+    """Kubelet calls no Prepare for it; the first pod keeps its interface and its status."""
     running(stage, nic)
     second = stage.pod("second", "c")
     time.sleep(0.3)
@@ -217,7 +217,7 @@ def test_a_status_is_written_when_the_api_server_is_back(stage: Stage, nic: str)
 
 
 def test_slices_that_kubelet_deletes_are_written_again(stage: Stage, nic: str) -> None:
-    """kubelet deletes all slices of the node at its start."""
+    """Kubelet deletes all slices of the node at its start."""
     (name,) = [item["metadata"]["name"] for item in stage.api.objects("/apis/resource.k8s.io/v1/resourceslices")]
     stage.api.delete(f"/apis/resource.k8s.io/v1/resourceslices/{name}")
     stage.wait_for(lambda: nic in stage.devices(), "published again")
@@ -240,12 +240,12 @@ def test_sigterm_ends_it_and_leaves_no_socket(stage: Stage, nic: str) -> None:
     """A clean stop: exit code 0, no sockets, the pod keeps its interface."""
     pod = running(stage, nic)
     assert stage.stop_daemon() == 0
-    assert [path for path in stage.kubelet_root.rglob("*.sock")] == []
+    assert list(stage.kubelet_root.rglob("*.sock")) == []
     assert "eth99" in pod.run("ip", "link")
 
 
 def test_killed_between_prepare_and_run_no_container_starts_without_the_device(stage: Stage, nic: str) -> None:
-    """The runtime goes on without the dead daemon; the container needs the receipt, which comes with the late attach."""
+    """The runtime goes on without the dead daemon; the container needs the receipt: it comes with the late attach."""
     pod = prepared(stage, nic)
     (answer,) = stage.prepare(pod).values()
     identities = [identity for device in answer["devices"] for identity in device["cdi"]]
@@ -259,9 +259,7 @@ def test_killed_between_prepare_and_run_no_container_starts_without_the_device(s
     stage.runtime.create_container(pod.sandbox, "app", identities)
 
 
-def test_killed_under_a_running_pod_nothing_changes(
-    stage: Stage, nic: str, host_state: Callable[[str], Any]
-) -> None:
+def test_killed_under_a_running_pod_nothing_changes(stage: Stage, nic: str, host_state: Callable[[str], Any]) -> None:
     """After the restart: the same status with the same times, no write, and the interface comes home as it was."""
     before = host_state(nic)
     pod = running(stage, nic)

@@ -1,0 +1,321 @@
+"""Prepare: what is refused before anything is planned, and what a changed claim means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from nri_dranet.claims.facts import ClaimFacts, DeviceFacts, Phase
+from nri_dranet.claims.lifecycle import State
+from nri_dranet.claims.model import ClaimRef, PodRef
+from nri_dranet.claims.plan import DevicePlan, HostState
+from nri_dranet.claims.record import Holder
+from nri_dranet.dra.handler import PrepareError
+from nri_dranet.dra.plan_model import DeviceFactsIn, NodeFacts
+from nri_dranet.dra.prepare import PodUse, Preparer, Reports
+from nri_dranet.kube.client import ApiError
+from nri_dranet.netlink.model import Link
+from nri_dranet.receipt.receipts import Receipts
+from nri_dranet.reconcile.keeper import Keeper
+from nri_dranet.reconcile.ports import Inlets, Outlets
+from nri_dranet.reconcile.sandboxes import SandboxRef
+from nri_dranet.store.journal import Journal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+REF = ClaimRef("default", "c", "u1")
+
+
+def claim(
+    uid: str = "u1", *, device: str = "eth1", pool: str = "node", pods: Sequence[str] = ("p1",)
+) -> dict[str, Any]:
+    """Return an allocated claim as the API server sends it."""
+    return {
+        "metadata": {"namespace": "default", "name": "c", "uid": uid},
+        "status": {
+            "allocation": {
+                "devices": {"results": [{"request": "nic", "driver": "dra.net", "pool": pool, "device": device}]}
+            },
+            "reservedFor": [{"resource": "pods", "name": f"pod-{pod}", "uid": pod} for pod in pods],
+        },
+    }
+
+
+class NoEngine:
+    """Stands for the attach engine: nothing is attached here."""
+
+    def attach(self, plans: Sequence[DevicePlan], netns: object, *, deadline: float) -> tuple[DeviceFacts, ...]:
+        """Not asked for."""
+        raise AssertionError(plans, netns, deadline)
+
+    def detach(self, plans: Sequence[DevicePlan], netns: object, *, hints: Mapping[Any, Any]) -> tuple[Any, ...]:
+        """Everything is home already."""
+        del plans, netns, hints
+        return ()
+
+    def look(self, plans: Sequence[DevicePlan], netns: object, hints: Mapping[Any, Any]) -> tuple[DeviceFacts, ...]:
+        """Not asked for."""
+        raise AssertionError(plans, netns, hints)
+
+
+class NoObserver:
+    """Stands for the observer."""
+
+    def watch(self, uid: str, plans: Sequence[DevicePlan], netns: object, facts: Sequence[DeviceFacts]) -> None:
+        """Nothing to see."""
+
+    def forget(self, uid: str) -> None:
+        """Nothing to see."""
+
+
+@dataclass
+class World:
+    """All around the preparer."""
+
+    preparer: Preparer
+    keeper: Keeper
+    objects: dict[str, dict[str, Any]]
+    uses: dict[str, PodUse]
+    devices: dict[str, DeviceFactsIn]
+    facts: list[ClaimFacts] = field(default_factory=list)
+    events: list[tuple[str, str, str]] = field(default_factory=list)
+
+    # the API server, the pods and the inventory of the preparer
+
+    def get(self, path: str) -> dict[str, Any]:
+        """Return an object of the API."""
+        name = path.rpartition("/")[2]
+        if name not in self.objects:
+            raise ApiError(404, "NotFound", f"{name} not found")
+        return self.objects[name]
+
+    def use_of(self, pod: PodRef, claim_name: str) -> PodUse | None:
+        """Return how a pod uses a claim."""
+        del claim_name
+        return self.uses.get(pod.uid)
+
+    def read(self, _claim: object, results: Sequence[Any]) -> tuple[dict[str, DeviceFactsIn], dict[str, HostState]]:
+        """Return what is known of devices."""
+        found = {result.device: self.devices[result.device] for result in results if result.device in self.devices}
+        return found, {name: HostState(link=device.link) for name, device in found.items() if device.link}
+
+    def any_interface(self, results: Sequence[Any]) -> bool:
+        """Tell whether a device is an interface."""
+        return any(result.device in self.devices for result in results)
+
+    def node(self) -> NodeFacts:
+        """Return the node's facts."""
+        return NodeFacts()
+
+    def hold(self, uid: str = "u1", pod: str = "p1") -> None:
+        """Let a sandbox hold a claim."""
+        holder = Holder(pod=PodRef("default", f"pod-{pod}", pod), sandbox_id="s1", netns_path="/x")
+        self.keeper.journal.update([uid], state=State.ATTACHING, holder=holder)
+        self.keeper.journal.update([uid], state=State.ATTACHED, holder=holder)
+        self.keeper.sandboxes.replace([SandboxRef(holder.pod, "s1", "/x")])
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """Return a preparer with a node that has eth1 and eth2."""
+    journal = Journal(tmp_path / "journal.db", "boot")
+    facts: list[ClaimFacts] = []
+    events: list[tuple[str, str, str]] = []
+    keeper = Keeper(
+        driver="dra.net",
+        journal=journal,
+        engine=NoEngine(),
+        observer=NoObserver(),
+        receipts=Receipts(tmp_path / "cdi", "dra.net"),
+        outlets=Outlets(facts=facts.append, event=lambda *_: None, held=lambda: None, compare=lambda: None),
+        inlets=Inlets(uplink=lambda _: "", claims_of_pod=lambda _: ()),
+    )
+    devices = {name: DeviceFactsIn(name=name, link=Link(index=i, name=name)) for i, name in ((7, "eth1"), (8, "eth2"))}
+    made = World(None, keeper, {"c": claim()}, {}, devices, facts, events)  # type: ignore[arg-type]
+    reports = Reports(facts=facts.append, event=lambda ref, reason, text, _: events.append((ref.name, reason, text)))
+    made.preparer = Preparer(
+        driver="dra.net",
+        node="node",
+        api=made,
+        keeper=keeper,
+        inputs=made,  # type: ignore[arg-type]
+        pods=made,
+        reports=reports,
+    )
+    yield made
+    journal.close()
+
+
+def test_a_prepared_claim_answers_with_its_devices(world: World) -> None:
+    """Request, pool, device and the receipt's ID."""
+    (device,) = world.preparer.prepare(REF)
+    assert (device.request_names, device.pool, device.device) == (("nic",), "node", "eth1")
+    assert device.cdi_ids == ("dra.net/device=eth1_nic_u1",)
+    assert world.preparer.prepare(REF) == [device]
+
+
+def test_a_claim_of_other_drivers_only_needs_nothing(world: World) -> None:
+    """A claim without a device of this driver is prepared with no devices."""
+    world.objects["c"]["status"]["allocation"]["devices"]["results"][0]["driver"] = "gpu.example.com"
+    assert world.preparer.prepare(REF) == []
+    assert world.keeper.journal.records() == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda c: c["metadata"].update(uid="other"),
+            "was replaced: kubelet asks for UID u1, the API server has other",
+        ),
+        (lambda c: c["status"].pop("allocation"), "is not allocated"),
+        (
+            lambda c: c["status"]["reservedFor"].append(
+                {"resource": "jobs", "apiGroup": "batch", "name": "j", "uid": "j"}
+            ),
+            "reserved for jobs j",
+        ),
+        (
+            lambda c: c["status"]["allocation"].update(
+                nodeSelector={
+                    "nodeSelectorTerms": [
+                        {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["elsewhere"]}]}
+                    ]
+                }
+            ),
+            "on node elsewhere, this is node node",
+        ),
+        (lambda c: c["status"]["reservedFor"].append({"resource": "pods", "name": "p"}), r"reservedFor\[1\].uid"),
+        (
+            lambda c: c["status"]["allocation"]["devices"]["results"][0].update(pool="other"),
+            "pool other, this node has",
+        ),
+        (lambda c: c["status"]["allocation"]["devices"]["results"][0].update(device="eth9"), "eth9.*not on this node"),
+    ],
+)
+def test_a_claim_that_is_not_for_this_node_is_refused(
+    world: World, change: Callable[[dict[str, Any]], None], said: str
+) -> None:
+    """The refusal says what is wrong; nothing is recorded."""
+    change(world.objects["c"])
+    with pytest.raises(PrepareError, match=said):
+        world.preparer.prepare(REF)
+    assert world.keeper.journal.records() == ()
+
+
+def test_a_claim_that_cannot_be_read_is_refused(world: World) -> None:
+    """The API server's words are passed on; kubelet tries again."""
+    world.objects.clear()
+    with pytest.raises(PrepareError, match="c not found"):
+        world.preparer.prepare(REF)
+
+
+def test_a_refusal_is_a_fact_and_an_event(world: World) -> None:
+    """The status gets the reason, the claim's owner an Event."""
+    world.objects["c"] = claim(device="eth9")
+    with pytest.raises(PrepareError):
+        world.preparer.prepare(REF)
+    assert world.facts[-1].devices[0].phase is Phase.PREPARE_FAILED
+    assert world.events[-1][:2] == ("c", "ClaimPrepareFailed")
+
+
+def test_a_pod_on_the_host_network_is_refused(world: World) -> None:
+    """An interface cannot be moved into it; pod and claim are told."""
+    world.uses["p1"] = PodUse(host_network=True)
+    with pytest.raises(PrepareError, match="host network"):
+        world.preparer.prepare(REF)
+    assert ("pod-p1", "HostNetwork") in [event[:2] for event in world.events]
+
+
+def test_who_lists_the_claim_is_recorded(world: World) -> None:
+    """Container and request, as the pod has it."""
+    world.uses["p1"] = PodUse(requests={"app": ("nic",)})
+    world.preparer.prepare(REF)
+    record = world.keeper.journal.get("u1")
+    assert record is not None
+    assert record.plan.listed_by == {"app": ("nic",)}
+
+
+def test_a_claim_that_a_pod_holds_is_not_planned_again(world: World) -> None:
+    """After a restart of kubelet Prepare is repeated while the pod runs: the same answer, nothing is read anew."""
+    first = world.preparer.prepare(REF)
+    world.hold()
+    world.devices.clear()
+    world.objects["c"] = claim(pods=("p1", "p2"))
+    assert world.preparer.prepare(REF) == first
+    record = world.keeper.journal.get("u1")
+    assert record is not None
+    assert [pod.uid for pod in record.plan.pods] == ["p1", "p2"]
+
+
+def test_a_device_of_another_live_claim_is_refused(world: World) -> None:
+    """Both claims are named."""
+    world.preparer.prepare(REF)
+    world.objects["d"] = {**claim("u2", pods=("p2",)), "metadata": {"namespace": "default", "name": "d", "uid": "u2"}}
+    with pytest.raises(PrepareError, match=r"eth1 is prepared for claim default/c \(UID u1\)"):
+        world.preparer.prepare(ClaimRef("default", "d", "u2"))
+
+
+def test_a_claim_that_is_gone_makes_way(world: World) -> None:
+    """Its Unprepare has not come yet, but the API server has it no more and no sandbox runs with it."""
+    world.preparer.prepare(REF)
+    world.keeper.sandboxes.replace([])
+    del world.objects["c"]
+    world.objects["d"] = {**claim("u2", pods=("p2",)), "metadata": {"namespace": "default", "name": "d", "uid": "u2"}}
+    (device,) = world.preparer.prepare(ClaimRef("default", "d", "u2"))
+    assert device.device == "eth1"
+    assert world.keeper.journal.get("u1") is None
+
+
+def test_unprepare_releases_and_forgets(world: World) -> None:
+    """An unknown claim is no error."""
+    world.preparer.prepare(REF)
+    world.preparer.unprepare(REF)
+    world.preparer.unprepare(REF)
+    assert world.keeper.journal.records() == ()
+
+
+def test_the_next_pod_of_a_held_claim_is_remembered(world: World) -> None:
+    """The watch shows a reservation that kubelet will not prepare for."""
+    world.preparer.prepare(REF)
+    world.hold()
+    world.preparer.claim_changed(REF, claim(pods=("p2",)))
+    record = world.keeper.journal.get("u1")
+    assert record is not None
+    assert [pod.uid for pod in record.plan.pods] == ["p2"]
+
+
+def test_another_allocation_of_a_held_claim_is_planned_ahead(world: World) -> None:
+    """The claim was deallocated and allocated to another device while the former pod still ends."""
+    world.preparer.prepare(REF)
+    world.hold()
+    world.preparer.claim_changed(REF, claim(device="eth2", pods=("p2",)))
+    record = world.keeper.journal.get("u1")
+    assert record is not None
+    assert record.successor is not None
+    assert record.successor.devices[0].key.device == "eth2"
+    assert record.plan.devices[0].key.device == "eth1"
+
+
+def test_an_allocation_that_cannot_be_planned_is_told_to_the_next_pod(world: World) -> None:
+    """The next pod has no Prepare that could fail: it gets an Event."""
+    world.preparer.prepare(REF)
+    world.hold()
+    world.preparer.claim_changed(REF, claim(device="eth9", pods=("p2",)))
+    assert world.events[-1][:2] == ("pod-p2", "PrepareFailed")
+
+
+def test_a_deleted_claim_is_released_unless_a_sandbox_runs_with_it(world: World) -> None:
+    """While the pod runs it keeps its device; afterwards the claim is forgotten."""
+    world.preparer.prepare(REF)
+    world.hold()
+    world.preparer.claim_changed(REF, None)
+    assert world.keeper.journal.get("u1") is not None
+    world.keeper.sandboxes.stop("s1")
+    world.preparer.claim_changed(REF, None)
+    assert world.keeper.journal.get("u1") is None
+    world.preparer.claim_changed(REF, claim())
