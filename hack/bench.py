@@ -211,7 +211,7 @@ def _keeper(folder: Path, engine: Any, stack: ExitStack) -> tuple[Any, Callable[
         journal=journal,
         engine=engine,
         observer=observer,
-        receipts=Receipts(folder / "cdi", "dra.net"),
+        receipts=Receipts(Path("/run/cdi-bench"), "dra.net"),
         outlets=Outlets(facts=lambda _: None, event=lambda *_: None, held=lambda: None, compare=lambda: None),
         inlets=Inlets(uplink=lambda _: "", claims_of_pod=lambda _: ()),
     )

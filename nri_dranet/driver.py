@@ -16,8 +16,9 @@ from nri_dranet.attach.engine import Engine
 from nri_dranet.claims.facts import Phase
 from nri_dranet.claims.lifecycle import State
 from nri_dranet.claims.model import ClaimRef, PodRef
+from nri_dranet.dra.hardware import Hardware
 from nri_dranet.dra.held import HeldClaims
-from nri_dranet.dra.plan_inputs import PhysicalFunctions, PlanInputs
+from nri_dranet.dra.plan_inputs import PlanInputs
 from nri_dranet.dra.prepare import PodUse, Preparer, Reports
 from nri_dranet.dra.registration import PluginServer, SocketError
 from nri_dranet.dra.servicer import DraServicer
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from nri_dranet.claims.plan import DevicePlan
-    from nri_dranet.netlink.model import Link
 
 LOG = logging.getLogger(__name__)
 
@@ -149,6 +149,7 @@ class Driver:
         self._observer.start()
         stack.callback(self._keeper.namespaces.close)
         stack.callback(self._engine.close)
+        stack.callback(self._inputs.close)
         stack.callback(self._observer.stop)
         for part in (self._pods, self._held, self._writer, self._slices, self._reconciler):
             part.start()
@@ -188,21 +189,16 @@ class Driver:
             inlets=Inlets(uplink=self._uplink, claims_of_pod=self._claims_of_pod),
         )
         self._reconciler = Reconciler(self._keeper, self._engine, receipts, outlets)
-        inputs = PlanInputs(
-            self._inventory,
-            self._journal,
-            PhysicalFunctions(
-                is_virtual_function=lambda link: sysfs.is_sriov_vf(link.name),
-                mtu=lambda link: self._pf_mtu(sysfs, link),
-            ),
-            bpf_root=BPF_ROOT,
+        hardware = Hardware(
+            sysfs, lambda: [device.link for device in self._inventory.devices() if device.link is not None]
         )
+        self._inputs = PlanInputs(self._inventory, self._journal, hardware, bpf_root=BPF_ROOT)
         self._preparer = Preparer(
             driver=driver,
             node=node,
             api=client,
             keeper=self._keeper,
-            inputs=inputs,
+            inputs=self._inputs,
             pods=self,
             reports=Reports(facts=self._writer.submit, event=self._event),
         )
@@ -319,13 +315,6 @@ class Driver:
     def _node_read(self, node: Mapping[str, Any]) -> None:
         addresses = (node.get("status") or {}).get("addresses") or []
         self._inventory.set_node_addresses(str(item.get("address")) for item in addresses)
-
-    def _pf_mtu(self, sysfs: Sysfs, link: Link) -> int | None:
-        for name in sysfs.physical_interfaces(link.name):
-            for device in self._inventory.devices():
-                if device.link is not None and device.link.name == name:
-                    return device.link.mtu
-        return None
 
     def _tell_journal(self) -> None:
         """Say what the journal had that could not be used."""

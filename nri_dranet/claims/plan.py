@@ -35,7 +35,8 @@ class HostState:
 
     ``sysctls`` maps ``ipv4/conf/arp_ignore`` (family, directory, name; without the interface) to the value.
     ``features`` and ``private_flags`` are ethtool's, only those that can be changed. A bridge or bond that the
-    interface was a port of is ``link.master``.
+    interface was a port of is ``link.master``. ``taken`` is when it was read (CLOCK_BOOTTIME, seconds; 0: unknown), for
+    what is left of addresses' lifetimes.
     """
 
     link: Link
@@ -45,6 +46,7 @@ class HostState:
     sysctls: dict[str, str] = field(default_factory=dict)
     features: dict[str, bool] = field(default_factory=dict)
     private_flags: dict[str, bool] = field(default_factory=dict)
+    taken: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

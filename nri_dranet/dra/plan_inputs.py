@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,11 +12,13 @@ from nri_dranet.attach.snapshot import take_snapshot
 from nri_dranet.bpf import pinned_links
 from nri_dranet.dra.plan_model import DeviceFactsIn, NodeFacts
 from nri_dranet.netlink.codec import NetlinkError
+from nri_dranet.netlink.ethtool import Ethtool
 from nri_dranet.netlink.sockets import RtnlSocket
 
 if TYPE_CHECKING:
     from nri_dranet.claims.allocation import AllocationResult, Claim
     from nri_dranet.claims.plan import DevicePlan, HostState
+    from nri_dranet.dra.hardware import Hardware
     from nri_dranet.netlink.model import Link
     from nri_dranet.store.journal import Journal
 
@@ -64,32 +66,24 @@ class Inventory(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PhysicalFunctions:
-    """What sysfs tells of a virtual function: that it is one, and the MTU of the physical function it belongs to."""
-
-    is_virtual_function: Callable[[Link], bool]
-    mtu: Callable[[Link], int | None]
-
-
 class PlanInputs:
     """Reads what ``planner.plan_claim`` needs. Thread-safe: each read borrows a socket of its own."""
 
-    def __init__(self, inventory: Inventory, journal: Journal, functions: PhysicalFunctions, *, bpf_root: str) -> None:
+    def __init__(self, inventory: Inventory, journal: Journal, hardware: Hardware, *, bpf_root: str) -> None:
         """Keep sockets in this process's namespace, the host's.
 
         Args:
             inventory: the node's devices.
             journal: the claims; a device that is in a pod is described by the plan that brought it there.
-            functions: SR-IOV relations.
+            hardware: SR-IOV relations and RDMA character devices.
             bpf_root: the BPF file system in which pinned links are looked for.
         """
         self._inventory = inventory
         self._journal = journal
-        self._functions = functions
+        self._hardware = hardware
         self._bpf_root = bpf_root
         self._lock = threading.Lock()
-        self._idle: list[RtnlSocket] = []
+        self._idle: list[_Eyes] = []
 
     def close(self) -> None:
         """Close the sockets."""
@@ -108,8 +102,8 @@ class PlanInputs:
         """
         devices: dict[str, DeviceFactsIn] = {}
         hosts: dict[str, HostState] = {}
-        pins = _wants_bpf_detached(claim)
-        with self._socket() as host:
+        pins, fixed = _wants_bpf_detached(claim), _sets_features(claim)
+        with self._eyes() as eyes:
             for name in dict.fromkeys(result.device for result in results):
                 held = self._held(name)
                 if held is not None:
@@ -120,10 +114,10 @@ class PlanInputs:
                 known = self._inventory.device(name)
                 if known is None:
                     continue
-                state = _snapshot(host, known.link)
+                state = _snapshot(eyes, known.link)
                 if known.link is not None and state is None:
                     continue
-                devices[name] = self._describe(host, known, state, pins=pins)
+                devices[name] = self._describe(eyes, known, state, pins=pins, fixed=fixed)
                 if state is not None:
                     hosts[name] = state
         return devices, hosts
@@ -142,8 +136,9 @@ class PlanInputs:
         Raises:
             OSError: the kernel cannot be asked.
         """
-        with self._socket() as host:
-            return NodeFacts(rules=tuple(host.rules()))
+        with self._eyes() as eyes:
+            rules = tuple(eyes.host.rules())
+        return NodeFacts(rules=rules, rdma_exclusive=self._hardware.rdma_exclusive())
 
     def _held(self, name: str) -> DevicePlan | None:
         """The plan of a device that is in a pod, or on its way."""
@@ -152,22 +147,26 @@ class PlanInputs:
                 return next((device for device in record.plan.devices if device.key.device == name), None)
         return None
 
-    def _describe(self, host: RtnlSocket, known: KnownDevice, state: HostState | None, *, pins: bool) -> DeviceFactsIn:
+    def _describe(
+        self, eyes: _Eyes, known: KnownDevice, state: HostState | None, *, pins: bool, fixed: bool
+    ) -> DeviceFactsIn:
         link = state.link if state else None
         lower = None
         if link is not None and link.kind in _ON_LOWER and link.lower and link.lower_netnsid is None:
-            lower = host.link(index=link.lower)
-        virtual = link is not None and self._functions.is_virtual_function(link)
+            lower = eyes.host.link(index=link.lower)
+        virtual = link is not None and self._hardware.is_virtual_function(link)
         return DeviceFactsIn(
             name=known.name,
             link=link,
             pci_address=known.pci_address,
             rdma=known.rdma,
+            char_devices=self._hardware.char_devices(known.rdma) if known.rdma else (),
             published=known.entry(),
             refused=known.refused,
             virtual_function=virtual,
-            pf_mtu=self._functions.mtu(link) if virtual and link is not None else None,
+            pf_mtu=self._hardware.pf_mtu(link) if virtual and link is not None else None,
             lower=lower,
+            fixed_features=eyes.fixed_features(link.index) if fixed and link is not None else {},
             pinned_bpf_links=(
                 tuple(
                     pin.link.id for pin in pinned_links(link.index, self._bpf_root, xdp_program_id=link.xdp_program_id)
@@ -178,10 +177,10 @@ class PlanInputs:
         )
 
     @contextmanager
-    def _socket(self) -> Iterator[RtnlSocket]:
+    def _eyes(self) -> Iterator[_Eyes]:
         with self._lock:
             lent = self._idle.pop() if self._idle else None
-        lent = lent or RtnlSocket()
+        lent = lent or _Eyes(RtnlSocket(), Ethtool())
         try:
             yield lent
         except OSError:
@@ -191,12 +190,32 @@ class PlanInputs:
             self._idle.append(lent)
 
 
-def _snapshot(host: RtnlSocket, link: Link | None) -> HostState | None:
+@dataclass(frozen=True, slots=True)
+class _Eyes:
+    """Sockets in the host's namespace that one read uses."""
+
+    host: RtnlSocket
+    ethtool: Ethtool
+
+    def close(self) -> None:
+        self.host.close()
+        self.ethtool.close()
+
+    def fixed_features(self, index: int) -> dict[str, bool]:
+        """Return the ethtool features that an interface cannot change, and their values."""
+        try:
+            found = self.ethtool.features(index)
+        except NetlinkError:
+            return {}
+        return {name: feature.active for name, feature in found.items() if not feature.changeable}
+
+
+def _snapshot(eyes: _Eyes, link: Link | None) -> HostState | None:
     """How the interface is now; None when it has gone since the inventory saw it."""
     if link is None:
         return None
     try:
-        return take_snapshot(host, link.index)
+        return take_snapshot(eyes.host, link.index, ethtool=eyes.ethtool)
     except NetlinkError as error:
         if error.errno == 19:
             return None
@@ -222,3 +241,8 @@ def _wants_bpf_detached(claim: Claim) -> bool:
         if isinstance(interface, Mapping) and interface.get("disableEbpfPrograms") is True:
             return True
     return False
+
+
+def _sets_features(claim: Claim) -> bool:
+    """Tell whether a configuration sets ethtool features: only then the fixed ones are asked for."""
+    return any(isinstance(config.parameters, Mapping) and config.parameters.get("ethtool") for config in claim.configs)

@@ -281,6 +281,8 @@ class Journal:
 
 
 def _serves(record: ClaimRecord, pod_uid: str) -> bool:
+    if record.holder is not None and record.holder.pod.uid == pod_uid:
+        return True
     if any(pod.uid == pod_uid for pod in record.plan.pods):
         return True
     return record.successor is not None and any(pod.uid == pod_uid for pod in record.successor.pods)
