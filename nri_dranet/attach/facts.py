@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nri_dranet.attach import state
-from nri_dranet.claims.facts import DeviceFacts, ObservedInterface, ObservedRdma, Phase
+from nri_dranet.claims.facts import DeviceFacts, ObservedInterface, Phase
 from nri_dranet.claims.plan import DeviceKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from nri_dranet.claims.facts import ObservedRdma
     from nri_dranet.claims.plan import DevicePlan
     from nri_dranet.netlink.model import Address, Link
 
@@ -39,22 +39,34 @@ def observed(plan: DevicePlan, link: Link, addresses: Iterable[Address]) -> Obse
 
 def attached(plan: DevicePlan, interface: ObservedInterface | None, rdma: ObservedRdma | None = None) -> DeviceFacts:
     """Give the facts of a device that is in its pod."""
-    facts = replace(_bare(plan, Phase.ATTACHED), interface=interface, rdma=rdma)
-    if interface is not None and plan.pod is not None and interface.name != plan.pod.name:
-        return replace(facts, reason="Renamed", message=f"the interface {plan.pod.name} is called {interface.name} now")
-    return facts
+    if interface is None or plan.pod is None or interface.name == plan.pod.name:
+        return _facts(plan, Phase.ATTACHED, interface=interface, rdma=rdma)
+    message = f"the interface {plan.pod.name} is called {interface.name} now"
+    return _facts(plan, Phase.ATTACHED, "Renamed", message, interface=interface, rdma=rdma)
 
 
 def not_there(plan: DevicePlan, phase: Phase, reason: str, message: str) -> DeviceFacts:
     """Give the facts of a device that is not in its pod (``LOST``), or of which that is not known (``UNKNOWN``)."""
-    return replace(_bare(plan, phase), reason=reason, message=message)
+    return _facts(plan, phase, reason, message)
 
 
-def _bare(plan: DevicePlan, phase: Phase) -> DeviceFacts:
+def _facts(
+    plan: DevicePlan,
+    phase: Phase,
+    reason: str = "",
+    message: str = "",
+    *,
+    interface: ObservedInterface | None = None,
+    rdma: ObservedRdma | None = None,
+) -> DeviceFacts:
     return DeviceFacts(
         key=plan.key,
         request=plan.request,
         phase=phase,
+        reason=reason,
+        message=message,
+        interface=interface,
+        rdma=rdma,
         label=plan.label,
         rdma_only=plan.kind is DeviceKind.RDMA,
         admin=plan.kind is DeviceKind.ADMIN,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -202,15 +203,16 @@ class _Restoration:
         wanted = self._wanted
         # A link that is told to make no link-local address has only those that somebody gave it.
         by_hand = wanted.link.addr_gen_mode == ADDR_GEN_NONE
+        passed = time.clock_gettime(time.CLOCK_BOOTTIME) - wanted.taken if wanted.taken else 0
         own = [
             address
-            for address in wanted.addresses
+            for address in state.aged(wanted.addresses, max(0, passed))
             if not state.made_by_kernel(address, "" if by_hand else wanted.link.address)
         ]
         if not own:
             return []
         present = () if self._fresh else self._host.addresses(self._index)
-        return [address for address in state.missing_addresses(own, present) if address.valid_lifetime]
+        return state.missing_addresses(own, present)
 
     def _routes(self) -> list[_Wish]:
         own = state.in_order(state.own_routes(self._wanted.routes))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import time
 from typing import TYPE_CHECKING, Final
 
 from nri_dranet.attach import offloads
@@ -50,6 +51,7 @@ def take_snapshot(host: RtnlSocket, index: int, *, ethtool: bool | Ethtool = Tru
             features, flags = offloads.read(made, index)
     return HostState(
         link=link,
+        taken=time.clock_gettime(time.CLOCK_BOOTTIME),
         addresses=tuple(host.addresses(index)),
         routes=tuple(host.routes(index)),
         neighbours=tuple(host.neighbours(index, permanent_only=True)),

@@ -69,6 +69,23 @@ def needs_link_up(address: Address) -> bool:
     return address.family == AF_INET6 and address.valid_lifetime != FOREVER
 
 
+def aged(addresses: Iterable[Address], seconds: float) -> list[Address]:
+    """Give addresses with what is left of their lifetimes after a time; those whose time is over are left out."""
+    return [
+        address
+        if address.valid_lifetime == FOREVER
+        else replace(
+            address,
+            valid_lifetime=int(address.valid_lifetime - seconds),
+            preferred_lifetime=FOREVER
+            if address.preferred_lifetime == FOREVER
+            else max(0, int(address.preferred_lifetime - seconds)),
+        )
+        for address in addresses
+        if address.valid_lifetime == FOREVER or address.valid_lifetime - seconds >= 1
+    ]
+
+
 def missing_addresses(wanted: Iterable[Address], present: Iterable[Address]) -> list[Address]:
     """Give the wanted addresses that are not present with their prefix length and peer, in order."""
     have = {(address.family, address.address, address.prefix_length, address.peer) for address in present}

@@ -10,7 +10,7 @@ import re
 import signal
 import subprocess
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -28,6 +28,7 @@ from nri_dranet.netlink.transport import Answer
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from nri_dranet.claims.facts import DeviceFacts
     from nri_dranet.netlink.codec import Request
 
 _NUMBERS = itertools.count()
@@ -39,16 +40,6 @@ def run(*words: str, check: bool = True) -> str:
     if check and done.returncode:
         raise AssertionError(f"{' '.join(words)}: {done.stderr}")
     return done.stdout
-
-
-class Compare:
-    """Says in words what differs between two states."""
-
-    @staticmethod
-    def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-        """List what is gone (-) and what is new (+); empty if nothing differs."""
-        old, new = _flat(before), _flat(after)
-        return sorted([f"- {item}" for item in old - new] + [f"+ {item}" for item in new - old])
 
 
 def _flat(state: dict[str, Any]) -> set[str]:
@@ -104,7 +95,7 @@ def tampered(fault: Fault) -> type[RtnlSocket]:
 
 
 @dataclass
-class World(Compare):
+class World:
     """A node's namespace and a pod's, with the engine between them."""
 
     host_name: str
@@ -173,6 +164,14 @@ class World(Compare):
         info = json.loads(self.pod("-j", "addr", "show", name))[0]["addr_info"]
         return [f"{a['local']}/{a['prefixlen']}" for a in info if not a["local"].startswith("fe80:")]
 
+    @staticmethod
+    def lasting(facts: Sequence[DeviceFacts]) -> list[DeviceFacts]:
+        """Give facts without what the kernel tells only up to a second later: carrier and operational state."""
+        return [
+            replace(fact, interface=replace(fact.interface, carrier=None, operstate="") if fact.interface else None)
+            for fact in facts
+        ]
+
     def rules_in_pod(self) -> list[Rule]:
         """Give the pod's policy rules as the kernel tells them."""
         with RtnlSocket(self.pod_netns) as pod:
@@ -216,6 +215,19 @@ class World(Compare):
             "neighbours": sorted(self.host("neigh", "show", "nud", "permanent").splitlines()),
             "sysctls": _sysctls(self),
         }
+
+    def changes(self, before: dict[str, Any], *, patience: float = 10) -> list[str]:
+        """List what is gone (-) from a former state and what is new (+); empty if nothing differs.
+
+        Whether a link has its carrier back the kernel tells up to a second later: a difference must last to count.
+        """
+        deadline = time.monotonic() + patience
+        while True:
+            old, new = _flat(before), _flat(self.state())
+            found = sorted([f"- {item}" for item in old - new] + [f"+ {item}" for item in new - old])
+            if not found or time.monotonic() > deadline:
+                return found
+            time.sleep(0.1)
 
     def pod_state(self) -> dict[str, Any]:
         """Give what a pod has, to see that nothing is left."""

@@ -135,7 +135,7 @@ def test_pod_interface_of_the_devices_host_name(world: Any) -> None:
     world.attach(plan)
     assert world.addresses_in_pod("net1") == ["10.77.0.5/24"]
     assert not world.detach(plan)[0].problems
-    assert not world.differences(before, world.state())
+    assert not world.changes(before)
 
 
 @pytest.mark.parametrize("as_altname", [False, True])
@@ -151,7 +151,7 @@ def test_name_taken_in_the_pod(world: Any, as_altname: bool) -> None:
     assert (caught.value.reason, caught.value.device) == ("NameInUse", "n0")
     assert "net1" in caught.value.message
     assert "interface.name" in caught.value.message
-    assert not world.differences(before, world.state())
+    assert not world.changes(before)
 
 
 def test_two_devices_with_one_name(world: Any) -> None:
@@ -162,7 +162,7 @@ def test_two_devices_with_one_name(world: Any) -> None:
     with pytest.raises(AttachError, match="n0 and n1 are both to be called net1") as caught:
         world.attach(world.plan("n0", "net1"), world.plan("n1", "net1"))
     assert caught.value.reason == "NameInUse"
-    assert not world.differences(before, world.state())
+    assert not world.changes(before)
 
 
 def test_altname_of_the_device_that_the_pod_has(world: Any) -> None:
@@ -175,7 +175,7 @@ def test_altname_of_the_device_that_the_pod_has(world: Any) -> None:
     world.attach(plan)
     assert "altnames" not in _link(world, "net1")
     assert not world.detach(plan)[0].problems
-    assert not world.differences(before, world.state())
+    assert not world.changes(before)
 
 
 def test_pod_name_is_an_altname_of_the_device(world: Any) -> None:
@@ -187,7 +187,7 @@ def test_pod_name_is_an_altname_of_the_device(world: Any) -> None:
     world.attach(plan)
     assert world.addresses_in_pod("enp1s0") == ["10.77.0.5/24"]
     assert not world.detach(plan)[0].problems
-    assert not world.differences(before, world.state())
+    assert not world.changes(before)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_refused_settings(world: Any, pod: dict[str, Any], reason: str, words: l
         world.attach(world.plan("n0", "net1", **pod))
     assert caught.value.reason == reason
     assert all(word in str(caught.value) for word in words), str(caught.value)
-    assert not world.differences(before, world.state())
+    assert not world.changes(before)
 
 
 def test_route_that_another_interface_has(world: Any) -> None:
@@ -223,7 +223,7 @@ def test_route_that_another_interface_has(world: Any) -> None:
     with pytest.raises(AttachError, match=r"another route to 0\.0\.0\.0/0") as caught:
         world.attach(world.plan("n0", "net1", addresses=(world.address("10.77.0.5/24"),), routes=routes))
     assert caught.value.reason == "RouteRefused"
-    assert not world.differences(before, world.state())
+    assert not world.changes(before)
 
 
 def test_gateway_that_cannot_be_reached(world: Any) -> None:
@@ -272,7 +272,7 @@ def test_attach_again_is_quiet(world: Any) -> None:
     plan = world.plan("n0", "net1", addresses=(world.address("10.77.0.5/24"),), routes=(world.route("10.98.0.0/16"),))
     facts = world.attach(plan)
     with RtnlMonitor(world.pod_netns, groups=("link", "ipv4-address", "ipv6-address", "ipv4-route")) as monitor:
-        assert world.attach(plan) == facts
+        assert world.lasting(world.attach(plan)) == world.lasting(facts)
         assert [event for event in monitor.receive() if event.kind != "address"] == []
 
 
@@ -299,14 +299,14 @@ def test_child_is_made_and_deleted(world: Any) -> None:
     other = replace(world.plan("n0", "net2", kind=DeviceKind.CHILD, **child), key=DeviceKey(pool="node", device="b"))
     facts = world.attach(plan)
     assert facts[0].interface.addresses == ("10.77.0.5/24",)
-    assert world.attach(plan) == facts
+    assert world.lasting(world.attach(plan)) == world.lasting(facts)
     world.attach(plan, other)
     assert world.engine.where(plan, world.pod_netns).link.name == "net1"
     assert world.engine.where(other, world.pod_netns).link.name == "net2"
     assert _link(world, "net1")["linkinfo"]["info_data"]["mode"] == "bridge"
     assert [outcome.home for outcome in world.detach(plan, other)] == [True, True]
     assert world.pod_state()["links"] == ["lo"]
-    assert not world.differences(before, world.state())
+    assert not world.changes(before)
 
 
 def test_admin_access_moves_nothing(world: Any) -> None:
@@ -317,7 +317,7 @@ def test_admin_access_moves_nothing(world: Any) -> None:
     (fact,) = world.attach(plan)
     assert (fact.phase, fact.admin, fact.interface) == (Phase.ATTACHED, True, None)
     assert world.detach(plan)[0].home
-    assert not world.differences(before, world.state())
+    assert not world.changes(before)
 
 
 def test_offload_features(world: Any) -> None:
@@ -373,7 +373,7 @@ def test_half_moved_device_with_a_colliding_name_of_its_own(world: Any) -> None:
     (fact,) = world.attach(plan)
     assert fact.interface.name == "net1"
     assert not world.detach(plan)[0].problems
-    assert not world.differences(before, world.state())
+    assert not world.changes(before)
 
 
 def test_half_moved_device_whose_name_is_taken(world: Any) -> None:
@@ -386,7 +386,7 @@ def test_half_moved_device_whose_name_is_taken(world: Any) -> None:
     with pytest.raises(AttachError) as caught:
         world.attach(plan)
     assert caught.value.reason == "NameInUse"
-    assert not world.differences(before, world.state())
+    assert not world.changes(before)
 
 
 def test_many_devices_in_order(world: Any) -> None:
@@ -401,7 +401,7 @@ def test_many_devices_in_order(world: Any) -> None:
     facts = world.attach(*plans)
     assert [fact.interface.name for fact in facts] == [f"net{number}" for number in range(8)]
     assert all(outcome.home and not outcome.problems for outcome in world.detach(*plans))
-    assert not world.differences(before, world.state())
+    assert not world.changes(before)
 
 
 def test_thousand_addresses_and_routes(world: Any) -> None:

@@ -14,6 +14,9 @@ from nri_dranet.netlink.model import Neighbour, Rule
 if TYPE_CHECKING:
     from nri_dranet.claims.plan import DevicePlan
 
+# The child runs the engine alone and ends by a signal; it shares nothing with threads that other tests may have left.
+pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+
 
 @pytest.fixture
 def two(world: Any) -> tuple[DevicePlan, DevicePlan]:
@@ -68,7 +71,7 @@ def test_failed_attach_is_undone(world: Any, two: tuple[DevicePlan, ...], how: s
     """Whatever message fails, all devices are on the host as they were, the pod is empty, and the error says why."""
     before, pod = world.state(), world.pod_state()
     total, _ = _messages(world, two)
-    assert not world.differences(before, world.state())
+    assert not world.changes(before)
     for at in range(total):
         engine, fault = world.faulty(at, how)
         with pytest.raises(AttachError) as caught:
@@ -78,7 +81,7 @@ def test_failed_attach_is_undone(world: Any, two: tuple[DevicePlan, ...], how: s
         assert caught.value.device
         assert caught.value.step
         assert caught.value.reason
-        assert not world.differences(before, world.state()), f"message {at}: {fault.label}"
+        assert not world.changes(before), f"message {at}: {fault.label}"
         assert world.pod_state() == pod, f"message {at}: {fault.label}"
     assert total > 20
 
@@ -91,10 +94,10 @@ def test_killed_attach_is_finished(world: Any, two: tuple[DevicePlan, ...]) -> N
     total, _ = _messages(world, two)
     for at in range(total):
         assert world.killed(at, lambda engine: _attach(engine, world, two))
-        assert world.attach(*two) == facts, f"message {at}"
+        assert world.lasting(world.attach(*two)) == world.lasting(facts), f"message {at}"
         assert "10.99.0.0/16" in world.pod("route")
         assert all(outcome.home and not outcome.problems for outcome in world.detach(*two)), f"message {at}"
-        assert not world.differences(before, world.state()), f"message {at}"
+        assert not world.changes(before), f"message {at}"
     assert not world.killed(total, lambda engine: _attach(engine, world, two))
     world.detach(*two)
 
@@ -106,7 +109,7 @@ def test_killed_attach_is_taken_back(world: Any, two: tuple[DevicePlan, ...]) ->
     for at in range(total):
         assert world.killed(at, lambda engine: _attach(engine, world, two))
         assert all(outcome.home and not outcome.problems for outcome in world.detach(*two)), f"message {at}"
-        assert not world.differences(before, world.state()), f"message {at}"
+        assert not world.changes(before), f"message {at}"
         assert world.pod_state() == pod, f"message {at}"
 
 
@@ -118,7 +121,7 @@ def test_killed_detach_is_finished(world: Any, two: tuple[DevicePlan, ...]) -> N
         world.attach(*two)
         assert world.killed(at, lambda engine: engine.detach(two, world.pod_netns, hints={}))
         assert all(outcome.home and not outcome.problems for outcome in world.detach(*two)), f"message {at}"
-        assert not world.differences(before, world.state()), f"message {at}"
+        assert not world.changes(before), f"message {at}"
         assert world.pod_state() == pod, f"message {at}"
 
 
@@ -130,7 +133,7 @@ def test_killed_detach_then_attach(world: Any, two: tuple[DevicePlan, ...]) -> N
     for at in range(total):
         world.attach(*two)
         assert world.killed(at, lambda engine: engine.detach(two, world.pod_netns, hints={}))
-        assert world.attach(*two) == facts, f"message {at}"
+        assert world.lasting(world.attach(*two)) == world.lasting(facts), f"message {at}"
         world.detach(*two)
 
 
@@ -145,10 +148,11 @@ def test_failing_detach_says_so_and_can_be_repeated(world: Any, two: tuple[Devic
         fault.at = at
         outcomes = engine.detach(two, world.pod_netns, hints={})
         engine.close()
-        if world.differences(before, world.state()):
-            assert any(outcome.problems for outcome in outcomes), f"message {at}: {fault.label}"
+        # A device that nobody tells of any problem with is as it was, at once or when its carrier is back.
+        if not any(outcome.problems for outcome in outcomes):
+            assert not world.changes(before), f"message {at}: {fault.label}"
         assert all(outcome.home and not outcome.problems for outcome in world.detach(*two)), f"message {at}"
-        assert not world.differences(before, world.state()), f"message {at}: {fault.label}"
+        assert not world.changes(before), f"message {at}: {fault.label}"
 
 
 def test_deadline_that_has_passed(world: Any, two: tuple[DevicePlan, ...]) -> None:
@@ -157,7 +161,7 @@ def test_deadline_that_has_passed(world: Any, two: tuple[DevicePlan, ...]) -> No
     with pytest.raises(AttachError) as caught:
         world.engine.attach(two, world.pod_netns, deadline=time.monotonic() - 1)
     assert caught.value.reason == "DeadlineExceeded"
-    assert not world.differences(before, world.state())
+    assert not world.changes(before)
 
 
 def test_deadline_between_devices(world: Any, two: tuple[DevicePlan, ...], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +173,7 @@ def test_deadline_between_devices(world: Any, two: tuple[DevicePlan, ...], monke
         world.engine.attach(two, world.pod_netns, deadline=5.0)
     monkeypatch.undo()
     assert caught.value.reason == "DeadlineExceeded"
-    assert not world.differences(before, world.state())
+    assert not world.changes(before)
 
 
 def test_no_descriptor_is_left_behind(world: Any, two: tuple[DevicePlan, ...]) -> None:

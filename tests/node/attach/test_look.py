@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nri_dranet.attach.engine import AttachError, Engine, Place
-from nri_dranet.claims.facts import Phase
+from nri_dranet.claims.facts import ObservedRdma, Phase
 from nri_dranet.claims.plan import DeviceKind, RdmaPlan
 from nri_dranet.netlink.namespaces import NetNs
 
@@ -27,9 +27,9 @@ def test_look_repeats_the_facts(world: Any) -> None:
         world.plan("n1", "net2", addresses=(world.address("10.78.0.5/24"),)),
     )
     facts = world.attach(*plans)
-    assert world.engine.look(plans, world.pod_netns, _hints(facts)) == facts
-    assert world.engine.look(plans, world.pod_netns, {}) == facts
-    assert world.engine.look(plans[:1], world.pod_netns, _hints(facts)) == facts[:1]
+    assert world.lasting(world.engine.look(plans, world.pod_netns, _hints(facts))) == world.lasting(facts)
+    assert world.lasting(world.engine.look(plans, world.pod_netns, {})) == world.lasting(facts)
+    assert world.lasting(world.engine.look(plans[:1], world.pod_netns, _hints(facts))) == world.lasting(facts[:1])
     assert world.engine.look((), world.pod_netns, {}) == ()
 
 
@@ -167,9 +167,41 @@ def test_rdma_without_the_kernels_support(world: Any) -> None:
     with pytest.raises(AttachError) as caught:
         world.attach(plan)
     assert "RDMA" in caught.value.message
-    assert not world.differences(before, world.state())
+    assert not world.changes(before)
     alone = replace(plan, host=None, pod=None, kind=DeviceKind.RDMA)
     (fact,) = world.engine.look([alone], world.pod_netns, {})
     assert fact.phase is Phase.UNKNOWN
     (outcome,) = world.engine.detach([alone], world.pod_netns, hints={})
     assert "mlx5_0" in outcome.problems[0]
+
+
+def test_rdma_devices(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is seen of an RDMA device is told; one that has left the pod is lost; admin access is not concerned."""
+    seen = {"now": ObservedRdma(link="mlx5_0", in_pod=True, port_state="ACTIVE")}
+    monkeypatch.setattr("nri_dranet.attach.rdma.observe", lambda *_: seen["now"])
+    world.veth("n0")
+    base = world.plan("n0", "net1")
+    exclusive = replace(base, host=None, pod=None, kind=DeviceKind.RDMA, rdma=RdmaPlan(link="mlx5_0", exclusive=True))
+    admin = replace(exclusive, kind=DeviceKind.ADMIN, key=replace(base.key, device="admin"))
+    shared = replace(base, rdma=RdmaPlan(link="mlx5_0"), key=replace(base.key, device="shared"))
+    world.attach(shared)
+    facts = world.engine.look([exclusive, admin, shared], world.pod_netns, {})
+    assert [fact.phase for fact in facts] == [Phase.ATTACHED] * 3
+    assert [fact.rdma.port_state if fact.rdma else "" for fact in facts] == ["ACTIVE", "", "ACTIVE"]
+    seen["now"] = ObservedRdma(link="mlx5_0")
+    facts = world.engine.look([exclusive, admin, shared], world.pod_netns, {})
+    assert [fact.phase for fact in facts] == [Phase.LOST, Phase.ATTACHED, Phase.ATTACHED]
+    assert (facts[0].reason, facts[0].rdma) == ("DeviceMissing", seen["now"])
+    facts = world.engine.look([exclusive, admin], None, {})
+    assert [fact.reason for fact in facts] == ["NamespaceGone", ""]
+
+
+def test_addresses_that_cannot_be_listed(world: Any) -> None:
+    """A look whose list of addresses is refused knows nothing, instead of saying that all are gone."""
+    world.veth("n0")
+    plan = world.plan("n0", "net1", addresses=(world.address("10.77.0.5/24"),))
+    facts = world.attach(plan)
+    engine, _ = world.faulty(1, "refuse")
+    (fact,) = engine.look([plan], world.pod_netns, _hints(facts))
+    engine.close()
+    assert fact.phase is Phase.UNKNOWN

@@ -271,3 +271,21 @@ def test_stop_closes_everything(pod: Any) -> None:
     assert _descriptors() == before
     with pytest.raises(ValueError, match="stopped"):
         observer.watch("uid", [pod.plan], pod.netns, pod.facts)
+
+
+def test_monitor_that_breaks(pod: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A monitor that cannot be read any more is replaced, and the pod is looked at."""
+    pod.watch()
+    receive = RtnlMonitor.receive
+    failures = iter([OSError(5, "Input/output error")])
+
+    def breaking(self: RtnlMonitor) -> Any:
+        for failure in failures:
+            raise failure
+        return receive(self)
+
+    monkeypatch.setattr(RtnlMonitor, "receive", breaking)
+    pod.ip("addr", "add", "10.77.3.9/24", "dev", "net1")
+    assert len(pod.report().interface.addresses) == 2
+    pod.ip("addr", "add", "10.77.4.9/24", "dev", "net1")
+    assert len(pod.report().interface.addresses) == 3

@@ -55,6 +55,17 @@ def test_missing_addresses(make: Any) -> None:
     assert state.missing_addresses(wanted, wanted) == []
 
 
+def test_aged(make: Any) -> None:
+    """Lifetimes run on while a device is away; an address whose time is over does not come back."""
+    forever = make.address("10.0.0.5/24")
+    lease = make.address("10.0.0.6/24", valid_lifetime=600, preferred_lifetime=300)
+    endless = make.address("fd71::5/64", valid_lifetime=600)
+    assert state.aged([forever, lease, endless], 0) == [forever, lease, endless]
+    later = state.aged([forever, lease, endless], 400.5)
+    assert [(one.valid_lifetime, one.preferred_lifetime) for one in later[1:]] == [(199, 0), (199, 2**32 - 1)]
+    assert state.aged([forever, lease, endless], 599.5) == [forever]
+
+
 def test_own_routes_and_order(make: Any) -> None:
     """The kernel's and advertised routes are left out; those with a gateway come last, else order is kept."""
     routes = [
