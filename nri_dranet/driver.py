@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import threading
@@ -161,6 +162,9 @@ class Driver:
         stack.push_async_callback(asyncio.to_thread, self._servicer.close)
         stack.push_async_callback(self._stop_plugin)
         await self._plugin.start()
+        # What the start has made lives as long as the process: a collection in a hook shall not walk it.
+        gc.collect()
+        gc.freeze()
 
     def _compose(self) -> None:
         """Make all parts and bring them together."""
