@@ -7,7 +7,7 @@ All of it lives in namespaces of its own (a user namespace when not root) and le
 from __future__ import annotations
 
 import contextlib
-import copy
+import json
 import os
 import subprocess
 import sys
@@ -183,7 +183,7 @@ def _step(text: str) -> Iterator[None]:
 
 def _shown(claim: dict[str, Any]) -> dict[str, Any]:
     """The claim as kubectl prints it: without managedFields."""
-    shown = copy.deepcopy(claim)
+    shown: dict[str, Any] = json.loads(json.dumps(claim))
     shown["metadata"].pop("managedFields", None)
     return shown
 
