@@ -1,27 +1,28 @@
 """The runtime's calls, from protobuf to the keeper and back.
 
 Up to NRI 0.11 the sandbox events come as ``StateChange``, from 0.12 on as calls of their own; both end in the same
-place. ``StopPodSandbox`` never fails: CRI-O would repeat it for ever.
+place. Stop and Remove never fail: CRI-O would repeat a Stop for ever, and an error helps nobody then.
+
+Source of the facts: containerd/nri, ``pkg/api/api.proto`` and ``pkg/adaptation/plugin.go``.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
-from nri_dranet.claims.model import PodRef
+from nri_dranet.nri.listing import sandbox_of
 from nri_dranet.pb import nri_pb2
 from nri_dranet.reconcile.hooktypes import Adjustment, ContainerRef, HookError
-from nri_dranet.reconcile.sandboxes import SandboxRef
 from nri_dranet.telemetry import metrics
 from nri_dranet.telemetry.logs import fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from google.protobuf.message import Message
+    from nri_dranet.nri.listing import Listing
+    from nri_dranet.reconcile.sandboxes import SandboxRef
 
 LOG = logging.getLogger(__name__)
 
@@ -34,9 +35,17 @@ EVENTS: Final = RUN | STOP | REMOVE | CREATE_CONTAINER
 
 _UNLIMITED: Final = (1 << 64) - 1
 
-_RUN_EVENT: Final = 1
-_STOP_EVENT: Final = 2
-_REMOVE_EVENT: Final = 3
+_EVENTS: Final = {
+    nri_pb2.RUN_POD_SANDBOX: "RunPodSandbox",
+    nri_pb2.STOP_POD_SANDBOX: "StopPodSandbox",
+    nri_pb2.REMOVE_POD_SANDBOX: "RemovePodSandbox",
+}
+_SandboxRequest = nri_pb2.RunPodSandboxRequest | nri_pb2.StopPodSandboxRequest | nri_pb2.RemovePodSandboxRequest
+_REQUESTS: Final[dict[str, type[_SandboxRequest]]] = {
+    "RunPodSandbox": nri_pb2.RunPodSandboxRequest,
+    "StopPodSandbox": nri_pb2.StopPodSandboxRequest,
+    "RemovePodSandbox": nri_pb2.RemovePodSandboxRequest,
+}
 
 
 class Sandboxer(Protocol):
@@ -89,54 +98,84 @@ class Hooks:
             google.protobuf.message.DecodeError: the request cannot be decoded.
         """
         if method == "CreateContainer":
-            request = nri_pb2.CreateContainerRequest.FromString(payload)
-            return self._create_container(request, deadline).SerializeToString()
-        if method == "StateChange":
-            change = nri_pb2.StateChangeEvent.FromString(payload)
-            self._sandbox_event(change.event, change.pod, deadline)
-            return b""
-        if method == "RunPodSandbox":
-            self._sandbox_event(_RUN_EVENT, nri_pb2.RunPodSandboxRequest.FromString(payload).pod, deadline)
-            return b""
-        if method == "StopPodSandbox":
-            self._sandbox_event(_STOP_EVENT, nri_pb2.StopPodSandboxRequest.FromString(payload).pod, deadline)
-            return b""
-        if method == "RemovePodSandbox":
-            self._sandbox_event(_REMOVE_EVENT, nri_pb2.RemovePodSandboxRequest.FromString(payload).pod, deadline)
-            return b""
-        return None
+            return self._create_container(nri_pb2.CreateContainerRequest.FromString(payload), deadline)
+        if method != "StateChange" and method not in _REQUESTS:
+            return None
+        name, pod = _event(method, payload)
+        if name == "RunPodSandbox":
+            sandbox = sandbox_of(pod)
+            _counted(name, lambda: self._sandboxer.run_sandbox(sandbox, deadline))
+        elif name:
+            self._end_sandbox(name, sandbox_of(pod), deadline)
+        return b""
+
+    def overdue(self, method: str, payload: bytes) -> str | None:
+        """Return what to answer to a call that did not end in time.
+
+        Args:
+            method: the method's bare name.
+            payload: the encoded request, which could be decoded before.
+
+        Returns:
+            The text of the error; None: it is answered as if it had succeeded, and goes on behind that.
+        """
+        if method == "CreateContainer":
+            name, pod = method, nri_pb2.CreateContainerRequest.FromString(payload).pod
+        elif method == "StateChange" or method in _REQUESTS:
+            name, pod = _event(method, payload)
+        else:
+            return f"{method} did not end in time"
+        if name not in {"CreateContainer", "RunPodSandbox"}:
+            return None
+        return (
+            f"{name} of pod {pod.namespace}/{pod.name} did not end in time: it is undone, and can then be tried again"
+        )
 
     def late(self, method: str, payload: bytes) -> None:
-        """Take back a call that succeeded after it had been answered with an error."""
-        if method == "StateChange":
-            change = nri_pb2.StateChangeEvent.FromString(payload)
-            if change.event == _RUN_EVENT:
-                self._sandboxer.late(sandbox_of(change.pod))
-        elif method == "RunPodSandbox":
-            self._sandboxer.late(sandbox_of(nri_pb2.RunPodSandboxRequest.FromString(payload).pod))
+        """Take back a call that succeeded after it had been answered with an error.
 
-    def synchronize(self, pods: Sequence[nri_pb2.PodSandbox]) -> None:
-        """Take the whole list of sandboxes; those that have stopped are left out."""
-        running = [sandbox_of(pod) for pod in pods if _runs(pod)]
-        LOG.info("the runtime listed its sandboxes", extra=fields(sandboxes=len(pods), running=len(running)))
-        self._sandboxer.synchronize(running)
+        Args:
+            method: the method's bare name.
+            payload: the encoded request.
+        """
+        if method in {"RunPodSandbox", "StateChange"}:
+            name, pod = _event(method, payload)
+            if name == "RunPodSandbox":
+                self._sandboxer.late(sandbox_of(pod))
+
+    def synchronize(self, listing: Listing) -> None:
+        """Take the whole list of sandboxes; those that have stopped are left out.
+
+        It is never refused: the runtime would drop this plugin, and then nothing would guard the pods that follow.
+
+        Args:
+            listing: the list, complete.
+        """
+        running = listing.running()
+        LOG.info("the runtime listed its sandboxes", extra=fields(sandboxes=len(listing), running=len(running)))
+        try:
+            self._sandboxer.synchronize(running)
+        except Exception:
+            LOG.exception("the runtime's list of sandboxes could not be taken in")
 
     # ---- inside
 
-    def _sandbox_event(self, event: int, pod: nri_pb2.PodSandbox, deadline: float) -> None:
-        sandbox = sandbox_of(pod)
-        if event == _RUN_EVENT:
-            _counted("RunPodSandbox", lambda: self._sandboxer.run_sandbox(sandbox, deadline))
-        elif event == _STOP_EVENT:
-            try:
-                _counted("StopPodSandbox", lambda: self._sandboxer.stop_sandbox(sandbox, deadline))
-            except Exception:
-                LOG.exception("a sandbox's stop failed", extra=fields(pod=sandbox.pod, sandbox=sandbox.id))
-        elif event == _REMOVE_EVENT:
+    def _end_sandbox(self, name: str, sandbox: SandboxRef, deadline: float) -> None:
+        def forget() -> bool:
             self._sandboxer.remove_sandbox(sandbox)
-            metrics.NRI_REQUESTS.labels("RemovePodSandbox", "success").inc()
+            return True
 
-    def _create_container(self, request: nri_pb2.CreateContainerRequest, deadline: float) -> Message:
+        def stop() -> bool:
+            return self._sandboxer.stop_sandbox(sandbox, deadline)
+
+        try:
+            _counted(name, stop if name == "StopPodSandbox" else forget)
+        except Exception:
+            LOG.exception(
+                "the end of a sandbox was not handled", extra=fields(call=name, pod=sandbox.pod, id=sandbox.id)
+            )
+
+    def _create_container(self, request: nri_pb2.CreateContainerRequest, deadline: float) -> bytes:
         response = nri_pb2.CreateContainerResponse()
         container = ContainerRef(
             id=request.container.id,
@@ -144,32 +183,28 @@ class Hooks:
             cdi_devices=tuple(device.name for device in request.container.CDI_devices) or None,
         )
         sandbox = sandbox_of(request.pod)
-        given: list[Adjustment] = []
 
         def ask() -> bool:
             adjustment = self._sandboxer.create_container(sandbox, container, deadline)
-            if adjustment is not None:
-                given.append(adjustment)
-            return adjustment is not None
+            if adjustment is None:
+                return False
+            _adjust(response.adjust, adjustment)
+            return True
 
         _counted("CreateContainer", ask)
-        for adjustment in given:
-            _adjust(response.adjust, adjustment)
-        return response
+        return response.SerializeToString()
 
 
-def sandbox_of(pod: nri_pb2.PodSandbox) -> SandboxRef:
-    """Return a sandbox as the keeper knows it; a pod on the host's network has no network namespace."""
-    path = next((each.path for each in pod.linux.namespaces if each.type == "network"), "")
-    return SandboxRef(pod=PodRef(pod.namespace, pod.name, pod.uid), id=pod.id, netns_path=path)
+def _event(method: str, payload: bytes) -> tuple[str, nri_pb2.PodSandbox]:
+    """Return which sandbox event a call is, under its newer name, and the pod; "" for one that is not asked for.
 
-
-def _runs(pod: nri_pb2.PodSandbox) -> bool:
-    """Tell whether a listed sandbox runs: it has a process, or its namespace is there (CRI-O tells no process)."""
-    if pod.pid:
-        return True
-    path = sandbox_of(pod).netns_path
-    return bool(path) and Path(path).exists()
+    Raises:
+        google.protobuf.message.DecodeError: the request cannot be decoded.
+    """
+    if method == "StateChange":
+        change = nri_pb2.StateChangeEvent.FromString(payload)
+        return _EVENTS.get(change.event, ""), change.pod
+    return method, _REQUESTS[method].FromString(payload).pod
 
 
 def _adjust(target: nri_pb2.ContainerAdjustment, adjustment: Adjustment) -> None:

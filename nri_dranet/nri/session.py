@@ -5,13 +5,12 @@ handing them over, and a hand-over costs more than a hook's own work. Beside it 
 runtime drops a plugin that does not answer in time and goes on as if it had: the pod would run without its device. So
 the watchdog answers with an error before that, even while the hook hangs in the kernel, and makes a fresh thread the
 reader. The thread that hung finds itself replaced when it comes back; what it achieved then is taken back.
-
-Source of the facts: containerd/nri, ``pkg/adaptation/plugin.go`` and ``pkg/stub/stub.go``.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 import re
@@ -19,42 +18,47 @@ import select
 import socket
 import threading
 import time
-from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
 from google.protobuf.message import DecodeError
 
+from nri_dranet.nri.connection import PLUGIN_SERVICE, Call, Connection
 from nri_dranet.pb import nri_pb2
 from nri_dranet.reconcile.hooktypes import HookError
 from nri_dranet.telemetry import metrics
 from nri_dranet.telemetry.logs import fields
-from nri_dranet.ttrpc.connection import Client, Code, RequestReceived, Server, Status
-from nri_dranet.ttrpc.frames import LocalProtocolError, ProtocolError
-from nri_dranet.ttrpc.mux import PLUGIN_CONNECTION, RUNTIME_CONNECTION
-from nri_dranet.ttrpc.trunk import Trunk, TrunkClosed
+from nri_dranet.ttrpc.connection import Code, Status
+from nri_dranet.ttrpc.frames import ProtocolError
+from nri_dranet.ttrpc.trunk import Trunk
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from nri_dranet.nri.listing import Listing
+
 LOG = logging.getLogger(__name__)
 
-RUNTIME_SERVICE: Final = "nri.pkg.api.v1alpha1.Runtime"
-PLUGIN_SERVICE: Final = "nri.pkg.api.v1alpha1.Plugin"
 SOCKET_VARIABLE: Final = "NRI_PLUGIN_SOCKET"
-NRI_VERSION: Final = "v0.12.0"
+"""Names the descriptor of the connection in the environment of a plugin that the runtime itself started."""
 
-DEFAULT_REQUEST_TIMEOUT: Final = 2.0
-"""What a runtime allows that does not say (before NRI 0.7)."""
+MAX_HUNG: Final = 32
+"""Hooks that may hang at once, each with its thread. Beyond that the kernel is not asked any more."""
 
-REGISTRATION_TIMEOUT: Final = 5.0
+CONFIGURE_PATIENCE: Final = 20.0
+"""Seconds until the runtime must have begun with this plugin: it takes one at a time, and each may stall for 5."""
 
-_MARGIN: Final = 0.2
-_LEAST_MARGIN: Final = 0.2
-_FIRST_PAUSE: Final = 0.1
-_LONGEST_PAUSE: Final = 5.0
-_POLL_MS: Final = 1000
-_MAX_CHUNKS: Final = 4096
+_CONNECT_TIMEOUT: Final = 5.0
+_FIRST_PAUSE: Final = 0.05
+# Each moment in which the runtime is back and this plugin is not, pods may start without it.
+_LONGEST_PAUSE: Final = 1.0
+_STOP_PATIENCE: Final = 5.0
 _NOT_IN_NAME: Final = re.compile(r"[^A-Za-z0-9_.+-]")
+_INDEX: Final = re.compile(r"[0-9]{2}", re.ASCII)
+
+
+_LOST: Final = "the container runtime is lost, trying to join again"
+_NOT_JOINED: Final = "the container runtime cannot be joined, trying on"
+_MORE: Final = nri_pb2.SynchronizeResponse(more=True).SerializeToString()
 
 
 class HookService(Protocol):
@@ -64,59 +68,17 @@ class HookService(Protocol):
         """Return the encoded response; None for an unknown method. Raises ``HookError``."""
         ...
 
+    def overdue(self, method: str, payload: bytes) -> str | None:
+        """Return the error for a call that did not end in time; None: answer it as a success."""
+        ...
+
     def late(self, method: str, payload: bytes) -> None:
         """Take back a call that succeeded too late."""
         ...
 
-    def synchronize(self, pods: list[nri_pb2.PodSandbox]) -> None:
+    def synchronize(self, listing: Listing) -> None:
         """Take the list of sandboxes."""
         ...
-
-
-class _Call:
-    """A call that waits for its answer. Whoever claims it first answers."""
-
-    __slots__ = ("_lock", "_taken", "answer_by", "connection", "hook_by", "request")
-
-    def __init__(self, connection: _Connection, request: RequestReceived, received: float, timeout: float) -> None:
-        margin = max(timeout * _MARGIN, min(_LEAST_MARGIN, timeout / 2))
-        self.connection = connection
-        self.request = request
-        self.hook_by = received + timeout - margin
-        self.answer_by = received + timeout - margin / 2
-        self._lock = threading.Lock()
-        self._taken = False
-
-    def take(self) -> bool:
-        """Claim the right to answer; True for the first."""
-        with self._lock:
-            first, self._taken = not self._taken, True
-            return first
-
-
-class _Connection:
-    """One connection to the runtime: its trunk, its state, and the calls that came and were not begun."""
-
-    def __init__(self, trunk: Trunk) -> None:
-        self.trunk = trunk
-        self.server = Server()
-        self.client = Client()
-        self.inbox: deque[tuple[RequestReceived, float]] = deque()
-        self.registration = 0
-        self.registered = False
-        self.synchronized = False
-        self.request_timeout = DEFAULT_REQUEST_TIMEOUT
-        self.pods: list[nri_pb2.PodSandbox] = []
-        self.chunks = 0
-        self.ended = threading.Event()
-        self.why = ""
-
-    def end(self, why: str) -> None:
-        """Give the connection up."""
-        if not self.ended.is_set():
-            self.why = why
-            self.ended.set()
-            self.trunk.shutdown()
 
 
 class NriSession:
@@ -126,21 +88,37 @@ class NriSession:
         """Prepare to join.
 
         Args:
-            socket_path: the runtime's socket. A runtime that started this process gave it in ``NRI_PLUGIN_SOCKET``.
+            socket_path: the runtime's socket. A runtime that started this process gave it a connection of its own
+                (``NRI_PLUGIN_SOCKET``); that is used first.
             name: the plugin's name; characters that NRI does not allow become ``-``.
             index: two digits; plugins are called in this order.
             hooks: carries the calls out.
             events: mask of the events to take part in.
+
+        Raises:
+            ValueError: the name, the index or the mask is none that a runtime accepts.
         """
+        if not name:
+            raise ValueError("the plugin's name is empty")
+        if not _INDEX.fullmatch(index):
+            raise ValueError(f"plugin index {index!r} is not two digits")
+        if events <= 0:
+            raise ValueError(f"event mask {events}: a runtime would take it for all events")
         self._socket_path = socket_path
+        self._given = os.environ.get(SOCKET_VARIABLE, "")
         self._name = _NOT_IN_NAME.sub("-", name)
         self._index = index
         self._hooks = hooks
         self._events = events
         self._stop = threading.Event()
-        self._connection: _Connection | None = None
-        self._call: _Call | None = None
-        self._changed = threading.Condition()
+        self._connection: Connection | None = None
+        self._why = ""
+        # The call that is carried out; who takes it out of here answers it. The watchdog sleeps until _wake.
+        self._guard = threading.Condition()
+        self._current: Call | None = None
+        self._wake = math.inf
+        self._unguarded = False
+        self._hung = 0
         self._supervisor = threading.Thread(target=self._run, name="nri", daemon=True)
         self._watchdog = threading.Thread(target=self._watch, name="nri-watchdog", daemon=True)
 
@@ -148,9 +126,14 @@ class NriSession:
     def problem(self) -> str:
         """Why the runtime's events do not reach this plugin; empty while they do."""
         connection = self._connection
-        if connection is None or connection.ended.is_set():
-            return f"not connected to {self._socket_path}"
+        if connection is None or connection.ended:
+            return f"not connected to {self._socket_path}{': ' + self._why if self._why else ''}"
         return "" if connection.synchronized else "connected, but the runtime has not synchronized yet"
+
+    @property
+    def connected(self) -> bool:
+        """Whether the runtime's events reach this plugin."""
+        return not self.problem
 
     def start(self) -> None:
         """Begin to join."""
@@ -158,16 +141,18 @@ class NriSession:
         self._supervisor.start()
 
     def stop(self) -> None:
-        """Leave the runtime. A hook that runs is finished first, unless it hangs."""
+        """Leave the runtime. A hook that runs is finished and answered first, unless it hangs."""
         self._stop.set()
         connection = self._connection
         if connection is not None:
-            connection.end("this program stops")
-        with self._changed:
-            self._changed.notify_all()
-        for thread in (self._supervisor, self._watchdog):
-            if thread.ident is not None:
-                thread.join(timeout=5)
+            connection.leave()
+        if self._supervisor.ident is not None:
+            self._supervisor.join(_STOP_PATIENCE)
+        with self._guard:
+            self._unguarded = True
+            self._guard.notify_all()
+        if self._watchdog.ident is not None:
+            self._watchdog.join(_STOP_PATIENCE)
 
     # ---- joining
 
@@ -175,228 +160,202 @@ class NriSession:
         pause, told = _FIRST_PAUSE, ""
         while not self._stop.is_set():
             began = time.monotonic()
-            why = self._join()
-            metrics.NRI_CONNECTED.set(0)
+            joined = False
+            try:
+                joined = self._join()
+            except OSError as error:
+                self._why = str(error)
+            except Exception as error:
+                LOG.exception("the session with the container runtime failed")
+                self._why = f"internal error: {error}"
+            if not joined:
+                metrics.NRI_CONNECTS.labels("failed").inc()
             if self._stop.is_set():
                 return
-            if time.monotonic() - began > _LONGEST_PAUSE:
-                pause, told = _FIRST_PAUSE, ""
-            if why != told:
-                LOG.warning(
-                    "not joined to the container runtime, trying on", extra=fields(socket=self._socket_path, error=why)
-                )
-                told = why
-            self._stop.wait(pause * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+            if joined or self._why != told:
+                LOG.warning(_LOST if joined else _NOT_JOINED, extra=fields(socket=self._socket_path, error=self._why))
+                told = self._why
+            if joined and time.monotonic() - began > _LONGEST_PAUSE:
+                pause = _FIRST_PAUSE
+            self._stop.wait(pause * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
             pause = min(pause * 2, _LONGEST_PAUSE)
 
-    def _join(self) -> str:
-        """Connect and serve until the connection ends; return why it ended."""
+    def _join(self) -> bool:
+        """Connect and serve until the connection ends; return whether this plugin was joined.
+
+        Raises:
+            OSError: there is no connection.
+        """
+        connection = self._connection = Connection(Trunk(self._connect()))
         try:
-            trunk = Trunk(self._connect())
-        except OSError as error:
-            metrics.NRI_CONNECTS.labels("failed").inc()
-            return str(error)
-        connection = self._connection = _Connection(trunk)
-        try:
-            request = nri_pb2.RegisterPluginRequest(
-                plugin_name=self._name, plugin_idx=self._index, NRI_version=NRI_VERSION
-            )
-            connection.registration, message = connection.client.call(
-                RUNTIME_SERVICE, "RegisterPlugin", request.SerializeToString(), timeout=REGISTRATION_TIMEOUT
-            )
-            trunk.send(RUNTIME_CONNECTION, message)
-            self._start_reader(connection)
-            if not self._wait_joined(connection):
-                connection.end("the runtime did not register and configure this plugin in time")
-            connection.ended.wait()
-            metrics.NRI_CONNECTS.labels("joined" if connection.synchronized else "failed").inc()
-        except TrunkClosed as error:
-            connection.end(str(error))
-        finally:
-            trunk.close()
-        return connection.why
+            registration = connection.register(self._name, self._index)
+        except Exception:
+            connection.close()
+            raise
+        # The runtime may configure this plugin before it has answered to the registration.
+        self._start_reader(connection)
+        connection.send_to_runtime(registration)
+        if self._stop.is_set():
+            connection.leave()
+        if not connection.wait_for(lambda: connection.configured or connection.ended, CONFIGURE_PATIENCE):
+            connection.end(f"the runtime did not configure this plugin within {CONFIGURE_PATIENCE:g} s")
+        # No limit: the runtime first lets the calls end that are under way.
+        connection.wait_for(lambda: connection.synchronized or connection.ended)
+        if connection.synchronized:
+            metrics.NRI_CONNECTED.set(1)
+            metrics.NRI_CONNECTS.labels("joined").inc()
+            LOG.info("joined the container runtime", extra=fields(runtime=connection.runtime))
+        # The watchdog sees to it that this takes no longer than a call may take.
+        connection.wait_for(lambda: connection.closed)
+        metrics.NRI_CONNECTED.set(0)
+        self._why = connection.why
+        return connection.synchronized
 
     def _connect(self) -> socket.socket:
-        given = os.environ.get(SOCKET_VARIABLE)
-        if given is not None and given.isdecimal():
-            return socket.socket(fileno=os.dup(int(given)))
-        found = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        given, self._given = self._given, ""
+        if given:
+            try:
+                return socket.socket(fileno=int(given))
+            except (ValueError, OSError) as error:
+                LOG.warning(
+                    "the runtime's connection cannot be used, its socket is dialled",
+                    extra=fields(variable=SOCKET_VARIABLE, value=given, error=error),
+                )
+        found = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            found.settimeout(REGISTRATION_TIMEOUT)
+            found.settimeout(_CONNECT_TIMEOUT)
             found.connect(str(self._socket_path))
         except OSError:
             found.close()
             raise
         return found
 
-    def _wait_joined(self, connection: _Connection) -> bool:
-        """Wait until the runtime has synchronized; it takes one plugin at a time, so others may come first."""
-        end = time.monotonic() + REGISTRATION_TIMEOUT * 4
-        with self._changed:
-            while not connection.synchronized and not connection.ended.is_set():
-                if not self._changed.wait(max(0.0, end - time.monotonic())) and time.monotonic() >= end:
-                    return False
-        return True
+    # ---- reading and serving
 
-    # ---- reading
-
-    def _start_reader(self, connection: _Connection) -> None:
-        threading.Thread(target=self._read, args=(connection,), name="nri-reader", daemon=True).start()
-
-    def _read(self, connection: _Connection) -> None:
-        """Read and serve until the connection ends or another thread has become the reader."""
-        poll = select.poll()
+    def _start_reader(self, connection: Connection) -> None:
+        """Make a fresh thread the reader; where there can be none the connection is closed."""
         try:
-            poll.register(connection.trunk.fileno(), select.POLLIN)
-            while not connection.ended.is_set():
-                while connection.inbox:
-                    request, received = connection.inbox.popleft()
-                    if not self._serve(connection, request, received):
+            threading.Thread(target=self._read, args=(connection,), name="nri-reader", daemon=True).start()
+        except RuntimeError as error:
+            connection.end(f"no thread to read with: {error}")
+            connection.close()
+
+    def _read(self, connection: Connection) -> None:
+        """Read and serve until the connection ends or another thread has become the reader."""
+        try:
+            poll = select.poll()
+            poll.register(connection.fileno(), select.POLLIN)
+            while not connection.ended:
+                while connection.inbox and not connection.ended:
+                    if not self._serve(connection.inbox.popleft()):
                         return
-                if poll.poll(_POLL_MS):
-                    self._take_in(connection)
-        except (TrunkClosed, ProtocolError) as error:
+                poll.poll()
+                connection.take_in()
+        except (OSError, ProtocolError) as error:
             connection.end(str(error))
-        except (OSError, ValueError) as error:
-            connection.end(f"connection broken: {error}")
         except Exception as error:
             LOG.exception("the session with the container runtime failed")
             connection.end(f"internal error: {error}")
-        finally:
-            with self._changed:
-                self._changed.notify_all()
+        connection.close()
 
-    def _take_in(self, connection: _Connection) -> None:
-        received = time.monotonic()
-        for chunk in connection.trunk.receive():
-            if chunk.connection == RUNTIME_CONNECTION:
-                for answer in connection.client.receive(chunk.data):
-                    if answer.stream == connection.registration and answer.status is not None:
-                        connection.end(f"the runtime refuses this plugin: {answer.status.message}")
-                    connection.registered = answer.status is None
-                continue
-            for event in connection.server.receive(chunk.data):
-                if isinstance(event, RequestReceived):
-                    connection.inbox.append((event, received))
-                else:
-                    connection.trunk.send(PLUGIN_CONNECTION, event.answer)
-
-    # ---- serving
-
-    def _serve(self, connection: _Connection, request: RequestReceived, received: float) -> bool:
+    def _serve(self, call: Call) -> bool:
         """Answer a call; False when another thread has become the reader meanwhile."""
-        timeout = min(connection.request_timeout, request.timeout or connection.request_timeout)
-        call = _Call(connection, request, received, timeout)
-        with self._changed:
-            self._call = call
-            self._changed.notify_all()
-        payload, status = self._carry_out(connection, request, call.hook_by)
-        with self._changed:
-            if self._call is call:
-                self._call = None
-        if call.take():
-            self._answer(connection, request, payload, status)
+        with self._guard:
+            self._current = call
+            if call.answer_by < self._wake:
+                self._guard.notify_all()
+        payload, status = self._carry_out(call)
+        with self._guard:
+            mine = self._current is call
+            if mine:
+                self._current = None
+            else:
+                self._hung -= 1
+        request = call.request
+        if mine:
+            call.connection.answer(request, payload, status)
+            if status is None and request.method == "Synchronize" and payload != _MORE:
+                call.connection.set_synchronized()
             return True
+        LOG.warning("a hook ended after it had been answered for", extra=fields(call=request.method, status=status))
         if status is None:
-            LOG.warning(
-                "a hook ended after its answer had been sent; it is taken back", extra=fields(method=request.method)
-            )
             try:
                 self._hooks.late(request.method, request.payload)
             except Exception:
-                LOG.exception("what a late hook did could not be taken back", extra=fields(method=request.method))
+                LOG.exception("what a late hook did could not be taken back", extra=fields(call=request.method))
         return False
 
-    def _carry_out(
-        self, connection: _Connection, request: RequestReceived, deadline: float
-    ) -> tuple[bytes, Status | None]:
+    def _carry_out(self, call: Call) -> tuple[bytes, Status | None]:
+        method = call.request.method
+        if call.request.service != PLUGIN_SERVICE:
+            return b"", Status(Code.UNIMPLEMENTED, f"service {call.request.service}")
         try:
-            if request.service != PLUGIN_SERVICE:
-                return b"", Status(Code.UNIMPLEMENTED, f"service {request.service}")
-            own = {"Configure": self._configure, "Synchronize": self._synchronize, "Shutdown": _shut_down}
-            handler = own.get(request.method)
-            payload = (
-                handler(connection, request.payload)
-                if handler is not None
-                else self._hooks.call(request.method, request.payload, deadline)
-            )
+            payload = self._payload(call, method)
         except HookError as error:
             return b"", Status(Code.UNKNOWN, str(error))
         except DecodeError:
-            return b"", Status(Code.INVALID_ARGUMENT, f"request of {request.method} cannot be decoded")
+            return b"", Status(Code.INVALID_ARGUMENT, f"request of {method} cannot be decoded")
         except Exception as error:
-            LOG.exception("a hook failed unexpectedly", extra=fields(method=request.method))
+            LOG.exception("a hook failed unexpectedly", extra=fields(call=method))
             return b"", Status(Code.INTERNAL, f"internal error: {type(error).__name__}: {error}")
         if payload is None:
-            return b"", Status(Code.UNIMPLEMENTED, f"method {request.method}")
+            return b"", Status(Code.UNIMPLEMENTED, f"method {method}")
         return payload, None
 
-    def _answer(self, connection: _Connection, request: RequestReceived, payload: bytes, status: Status | None) -> None:
-        try:
-            if status is not None:
-                message = connection.server.fail(request.stream, status)
-            else:
-                try:
-                    message = connection.server.respond(request.stream, payload)
-                except LocalProtocolError as error:
-                    message = connection.server.fail(request.stream, Status(Code.INTERNAL, str(error)))
-            connection.trunk.send(PLUGIN_CONNECTION, message)
-        except TrunkClosed as error:
-            connection.end(str(error))
+    def _payload(self, call: Call, method: str) -> bytes | None:
+        """Return the encoded response; None for an unknown method.
 
-    def _configure(self, connection: _Connection, payload: bytes) -> bytes:
-        request = nri_pb2.ConfigureRequest.FromString(payload)
-        if request.request_timeout > 0:
-            connection.request_timeout = request.request_timeout / 1000
-        LOG.info(
-            "joined the container runtime",
-            extra=fields(
-                runtime=f"{request.runtime_name} {request.runtime_version}",
-                nri=request.NRI_version or "before 0.12",
-                timeout=connection.request_timeout,
-            ),
-        )
-        return nri_pb2.ConfigureResponse(events=self._events).SerializeToString()
-
-    def _synchronize(self, connection: _Connection, payload: bytes) -> bytes:
-        request = nri_pb2.SynchronizeRequest.FromString(payload)
-        connection.chunks += 1
-        if connection.chunks > _MAX_CHUNKS:
-            raise HookError("the list of sandboxes has too many parts")
-        connection.pods += request.pods
-        if request.more:
-            return nri_pb2.SynchronizeResponse(more=True).SerializeToString()
-        pods, connection.pods, connection.chunks = connection.pods, [], 0
-        self._hooks.synchronize(pods)
-        metrics.NRI_CONNECTED.set(1)
-        with self._changed:
-            connection.synchronized = True
-            self._changed.notify_all()
-        return b""
+        Raises:
+            HookError: the call is refused.
+            DecodeError: the request cannot be decoded.
+        """
+        request = call.request
+        if method == "Configure":
+            return call.connection.configure(request.payload, self._events)
+        if method == "Shutdown":
+            return b""
+        if method == "Synchronize":
+            listing = call.connection.synchronize(request.payload)
+            if listing is None:
+                return _MORE
+            self._hooks.synchronize(listing)
+            return b""
+        if self._hung >= MAX_HUNG and self._hooks.overdue(method, request.payload) is not None:
+            raise HookError(f"{self._hung} hooks hang in the kernel; {method} is not tried before one has ended")
+        return self._hooks.call(method, request.payload, call.hook_by)
 
     # ---- the watchdog
 
     def _watch(self) -> None:
-        while not self._stop.is_set():
-            with self._changed:
-                call = self._call
-                left = None if call is None else call.answer_by - time.monotonic()
-                if left is None or left > 0:
-                    self._changed.wait(left)
-                    continue
-                self._call = None
-            if call is not None and call.take():
+        while (call := self._overdue_call()) is not None:
+            try:
                 self._give_up(call)
+            except Exception as error:
+                LOG.exception("a hook that hangs could not be answered for")
+                call.connection.end(f"internal error: {error}")
+                call.connection.close()
 
-    def _give_up(self, call: _Call) -> None:
+    def _overdue_call(self) -> Call | None:
+        """Wait for a call whose time is over and take it; None when this session has stopped."""
+        with self._guard:
+            while not self._unguarded:
+                call, now = self._current, time.monotonic()
+                if call is not None and call.answer_by <= now:
+                    self._current = None
+                    self._hung += 1
+                    return call
+                self._wake = math.inf if call is None else call.answer_by
+                self._guard.wait(None if call is None else call.answer_by - now)
+        return None
+
+    def _give_up(self, call: Call) -> None:
         """Answer in the place of a hook that hangs, and let a fresh thread read on."""
-        text = f"{call.request.method} did not end in time; what it did is undone, then it can be tried again"
-        LOG.error("a hook hangs; it is answered with an error", extra=fields(method=call.request.method))
-        self._answer(call.connection, call.request, b"", Status(Code.DEADLINE_EXCEEDED, text))
-        if not call.connection.ended.is_set():
+        request = call.request
+        text = self._hooks.overdue(request.method, request.payload)
+        status = None if text is None else Status(Code.DEADLINE_EXCEEDED, text)
+        LOG.error("a hook hangs; it is answered for", extra=fields(call=request.method, error=text, hung=self._hung))
+        call.connection.answer(request, b"", status)
+        if call.connection.ended:
+            call.connection.close()
+        else:
             self._start_reader(call.connection)
-
-
-def _shut_down(connection: _Connection, _payload: bytes) -> bytes:
-    del connection
-    return b""

@@ -5,6 +5,8 @@ send, one whole message each. Unary calls only: NRI has no others.
 
 What the peer does wrong within a stream is answered on that stream (server) or ends that call (client), as in Go. It
 never ends the connection, and it never raises. A wrong use by this program raises ``LocalProtocolError``.
+
+Source of the facts: containerd/ttrpc, ``server.go`` and ``client.go``.
 """
 
 from __future__ import annotations
@@ -141,9 +143,16 @@ class Server:
             data: What arrived; any number of bytes, cut anywhere.
 
         Returns:
-            The calls that they completed, in order. Responses, which a server has no use for, are passed over.
+            The calls that they completed, in order. Responses and unknown types, which a server has no use for, are
+            passed over, and so are data for a call that waits: an answer to them would be taken for the call's own.
         """
-        return [self._request(frame) for frame in self._reader.receive(data) if frame.type != FrameType.RESPONSE]
+        events: list[RequestReceived | RequestRefused] = []
+        for frame in self._reader.receive(data):
+            if frame.type == FrameType.REQUEST:
+                events.append(self._request(frame))
+            elif frame.type == FrameType.DATA and frame.stream not in self._unanswered:
+                events.append(_refuse(frame.stream, Code.INVALID_ARGUMENT, "data for a stream that takes none"))
+        return events
 
     def respond(self, stream: int, payload: bytes) -> bytes:
         """Answer a call.
@@ -185,8 +194,6 @@ class Server:
 
     def _request(self, frame: Frame | Oversized) -> RequestReceived | RequestRefused:
         stream = frame.stream
-        if frame.type == FrameType.DATA:
-            return _refuse(stream, Code.INVALID_ARGUMENT, "data for a stream that takes none")
         if stream % 2 == 0:
             return _refuse(stream, Code.INVALID_ARGUMENT, "stream id must be odd")
         if stream <= self._last:
@@ -194,10 +201,14 @@ class Server:
         self._last = stream
         if isinstance(frame, Oversized):
             return _refuse(stream, Code.RESOURCE_EXHAUSTED, f"request of {frame.length} bytes is too long")
-        if frame.flags & REMOTE_OPEN:
-            return _refuse(stream, Code.UNIMPLEMENTED, "streaming calls are not served")
         if len(self._unanswered) >= MAX_UNANSWERED:
             return _refuse(stream, Code.RESOURCE_EXHAUSTED, f"{MAX_UNANSWERED} calls are unanswered")
+        return self._call(frame)
+
+    def _call(self, frame: Frame) -> RequestReceived | RequestRefused:
+        stream = frame.stream
+        if frame.flags & REMOTE_OPEN:
+            return _refuse(stream, Code.UNIMPLEMENTED, "streaming calls are not served")
         try:
             request = ttrpc_pb2.Request.FromString(frame.data)
         except DecodeError:

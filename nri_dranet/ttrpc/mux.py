@@ -18,6 +18,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from nri_dranet.ttrpc import frames
 from nri_dranet.ttrpc.frames import LocalProtocolError, RemoteProtocolError
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ HEADER_SIZE: Final = _HEADER.size
 # The connection on which the plugin serves and the runtime calls, and the one for the other direction.
 PLUGIN_CONNECTION: Final = 1
 RUNTIME_CONNECTION: Final = 2
+
+# The longest ttrpc frame, header included. NRI 0.7 and later take no more than this in one frame of theirs.
+MAX_MESSAGE: Final = frames.HEADER_SIZE + frames.MAX_DATA
 
 # The Go peer's buffered reader: a frame with a ttrpc header must fit in it.
 FIRST_FRAME: Final = 4096
@@ -68,8 +72,8 @@ def cut(connection: int, message: bytes) -> list[bytes]:
     """
     if not 0 < connection <= 0xFFFF_FFFF:
         raise LocalProtocolError(f"connection id {connection}, allowed are 1 to {0xFFFF_FFFF}")
-    if not 0 < len(message) <= MAX_PAYLOAD:
-        raise LocalProtocolError(f"message of {len(message)} bytes, allowed are 1 to {MAX_PAYLOAD}")
+    if not 0 < len(message) <= MAX_MESSAGE:
+        raise LocalProtocolError(f"message of {len(message)} bytes, allowed are 1 to {MAX_MESSAGE}")
     parts = (message[:FIRST_FRAME], message[FIRST_FRAME:])
     return [_HEADER.pack(connection, len(part)) + part for part in parts if part]
 

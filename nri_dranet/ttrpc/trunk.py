@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -19,14 +20,15 @@ _READ_SIZE: Final = 64 << 10
 SEND_TIMEOUT: Final = 2.0
 
 
-class TrunkClosed(ConnectionError):
+class TrunkClosedError(ConnectionError):
     """The trunk is closed: by the peer, by this side, or because a message could not be sent whole."""
 
 
 class Trunk:
     """The stream below the connections.
 
-    One thread owns it: it alone calls ``receive`` and ``close``. Every thread may call ``send`` and ``shutdown``.
+    One thread owns it: it alone calls ``receive`` and ``close``, so that it never reads from a descriptor which
+    something else was given meanwhile. Every thread may call ``send`` and the two shutdowns.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class Trunk:
             The pieces of the connections' streams; none when nothing has arrived.
 
         Raises:
-            TrunkClosed: The peer has closed it, or it broke.
+            TrunkClosedError: The peer has closed it, or it broke.
             RemoteProtocolError: The peer sent a frame that cannot be. Close the trunk.
         """
         try:
@@ -68,9 +70,9 @@ class Trunk:
         except BlockingIOError:
             return []
         except OSError as error:
-            raise TrunkClosed(f"connection broken: {error}") from error
+            raise TrunkClosedError(f"connection broken: {error}") from error
         if not data:
-            raise TrunkClosed("connection closed by the peer")
+            raise TrunkClosedError("connection closed by the peer")
         return self._demultiplexer.receive(data)
 
     def send(self, connection: int, message: bytes) -> None:
@@ -82,7 +84,7 @@ class Trunk:
 
         Raises:
             LocalProtocolError: The connection id or the message's length is not allowed.
-            TrunkClosed: It is closed, it broke, or the peer does not read. After that nothing more can be sent.
+            TrunkClosedError: It is closed, it broke, or the peer does not read. After that nothing more can be sent.
         """
         frames = b"".join(cut(connection, message))
         with self._lock:
@@ -91,15 +93,18 @@ class Trunk:
             except OSError as error:
                 # A part of the message may be out: what follows would be read as the rest of it.
                 self.shutdown()
-                raise TrunkClosed(f"message not sent: {error}") from error
+                raise TrunkClosedError(f"message not sent: {error}") from error
 
     def shutdown(self) -> None:
         """End the traffic in both directions: ``receive`` of this side and of the peer see the end."""
-        try:
+        # An error means that it is not connected any more, which is what was wanted.
+        with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            # It is not connected any more, which is what was wanted.
-            return
+
+    def shutdown_input(self) -> None:
+        """Take no more input: once what has arrived is read, ``receive`` sees the end. Sending goes on."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RD)
 
     def close(self) -> None:
         """Close the socket."""
