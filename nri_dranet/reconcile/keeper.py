@@ -6,7 +6,10 @@ Nothing here talks to the API server, resolves a name or starts a program: hooks
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import threading
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -15,7 +18,7 @@ from nri_dranet.attach.engine import AttachError
 from nri_dranet.claims.facts import DeviceFacts, Phase
 from nri_dranet.claims.lifecycle import State
 from nri_dranet.claims.record import ClaimRecord, Holder
-from nri_dranet.netlink.namespaces import NamespaceGoneError, NetNs
+from nri_dranet.netlink.namespaces import NamespaceGoneError
 from nri_dranet.receipt.receipts import ReceiptError, Receipts, receipt_id
 from nri_dranet.reconcile import words
 from nri_dranet.reconcile.hooktypes import Adjustment, ContainerRef, HookError
@@ -27,10 +30,11 @@ from nri_dranet.telemetry import metrics
 from nri_dranet.telemetry.logs import fields
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from nri_dranet.claims.model import ClaimRef, PodRef
+    from nri_dranet.claims.model import ClaimRef, DeviceKey, PodRef
     from nri_dranet.claims.plan import ClaimPlan, DevicePlan
+    from nri_dranet.netlink.namespaces import NetNs
     from nri_dranet.reconcile.ports import Attacher, Inlets, Observer, Outlets
     from nri_dranet.store.journal import Journal
 
@@ -50,6 +54,10 @@ class ConflictError(Exception):
             "it is free again when kubelet has released that claim"
         )
         self.other = other
+
+
+class NotReturnedError(Exception):
+    """A device is still in a pod's namespace and could not be brought home now; the text names it and the cause."""
 
 
 class Keeper:
@@ -76,6 +84,36 @@ class Keeper:
         self._receipts = receipts
         self._outlets = outlets
         self._inlets = inlets
+        # Held while facts are read and told, so that the last that is told is the last that is recorded.
+        self._telling = threading.RLock()
+
+    @contextlib.contextmanager
+    def holding(self, uids: Iterable[str], *, until: float, more: Iterable[str] = ()) -> Iterator[list[ClaimRecord]]:
+        """Hold the locks of all devices of claims; gives their records as they are once the locks are held.
+
+        A claim may be planned anew while its locks are waited for, so that its devices are looked at again then.
+
+        Args:
+            uids: the claims; those that are not in the journal are passed over.
+            until: time of ``time.monotonic()`` after which it is given up.
+            more: names of further devices.
+
+        Raises:
+            DeviceBusyError: a device is being moved by somebody else.
+        """
+        wanted, names = list(uids), set(more)
+        names |= _all_names(self._present(wanted))
+        while True:
+            with self.locks.hold(names, until=until):
+                records = self._present(wanted)
+                now = _all_names(records)
+                if now <= names:
+                    yield records
+                    return
+            names |= now
+
+    def _present(self, uids: Iterable[str]) -> list[ClaimRecord]:
+        return [record for uid in uids if (record := self.journal.get(uid)) is not None]
 
     # ---- kubelet
 
@@ -87,8 +125,9 @@ class Keeper:
             DeviceBusyError: a device is being moved just now.
             JournalError: it cannot be recorded; nothing has changed.
         """
-        with self.locks.hold(_names(plan), until=time.monotonic() + LOCK_SECONDS):
-            old = self.journal.get(plan.ref.uid)
+        until = time.monotonic() + LOCK_SECONDS
+        with self.holding([plan.ref.uid], until=until, more=_names(plan)) as found:
+            old = found[0] if found else None
             plan = self._with_receipts(plan, old)
             self._refuse_conflicts(plan)
             if old is None or old.holder is None:
@@ -100,26 +139,41 @@ class Keeper:
                 record = replace(old, successor=plan, prepared=True)
             record = self.journal.put(record)
         self._outlets.held()
-        self._outlets.facts(words.of_record(record))
+        self._tell(record)
         return record
 
     def remember_pods(
-        self, uid: str, pods: Sequence[PodRef], listed_by: dict[str, tuple[str, ...]] | None = None
+        self,
+        uid: str,
+        pods: Sequence[PodRef],
+        listed_by: dict[str, tuple[str, ...]] | None = None,
+        *,
+        allocation_hash: str = "",
     ) -> ClaimRecord | None:
         """Note which pods may use a claim now; None when the claim is not in the journal.
 
+        Args:
+            uid: the claim.
+            pods: the pods that it is reserved for.
+            listed_by: containers that list it; None: as before.
+            allocation_hash: which allocation they use, the one in effect or the next one; "": the one in effect.
+
         Raises:
+            DeviceBusyError: a device is being moved just now.
             JournalError: it cannot be recorded; nothing has changed.
         """
-        record = self.journal.get(uid)
-        if record is None:
-            return None
-        with self.locks.hold(_names(record.plan), until=time.monotonic() + LOCK_SECONDS):
-            record = self.journal.get(uid)
-            if record is None:
+        with self.holding([uid], until=time.monotonic() + LOCK_SECONDS) as found:
+            if not found:
                 return None
-            plan = words.with_pods(record.plan, pods, listed_by)
-            return record if plan == record.plan else self.journal.put(replace(record, plan=plan))
+            (record,) = found
+            plan, successor = record.plan, record.successor
+            if successor is not None and allocation_hash == successor.allocation_hash != plan.allocation_hash:
+                changed = replace(record, successor=words.with_pods(successor, pods, listed_by))
+            else:
+                # The claim is allocated as before again: what was planned for the next allocation is void.
+                kept = None if allocation_hash else successor
+                changed = replace(record, plan=words.with_pods(plan, pods, listed_by), successor=kept)
+            return record if changed == record else self.journal.put(changed)
 
     def unprepare(self, ref: ClaimRef) -> None:
         """Give back what a claim still holds and forget it. An unknown claim is no error.
@@ -127,21 +181,20 @@ class Keeper:
         Raises:
             DeviceBusyError: a device is being moved just now; kubelet tries again.
             JournalError: it cannot be recorded; kubelet tries again.
+            NotReturnedError: a device is stuck in its pod's namespace; kubelet tries again.
         """
-        record = self.journal.get(ref.uid)
-        if record is None:
-            self.journal.remove(ref.uid)
-            return
-        with self.locks.hold(_names(record.plan), until=time.monotonic() + LOCK_SECONDS):
-            record = self.journal.get(ref.uid)
-            if record is None:
+        with self.holding([ref.uid], until=time.monotonic() + LOCK_SECONDS) as found:
+            if not found:
+                self.journal.remove(ref.uid)
                 return
-            if record.holder is not None:
+            (record,) = found
+            if record.holder is not None or record.state is State.DETACHING:
                 (record,) = self.give_back([record])
             self._remove_receipts(record)
             released = replace(record, facts=words.facts(record.plan, Phase.DETACHED, reason="Unprepared"))
-            self._outlets.facts(words.of_record(released))
-            self.journal.remove(ref.uid)
+            with self._telling:
+                self._outlets.facts(words.of_record(released))
+                self.journal.remove(ref.uid)
         LOG.info("claim released", extra=fields(claim=ref.uid, name=ref, devices=words.devices_text(record.plan)))
         self._outlets.held()
 
@@ -155,20 +208,20 @@ class Keeper:
         """
         began = time.monotonic()
         self.sandboxes.begin(sandbox.id)
-        records = self._claims_of(sandbox.pod)
-        if not records:
-            self.sandboxes.add(sandbox)
-            return False
         try:
-            with self.locks.hold(_all_names(records), until=deadline):
-                attached = self.admit(sandbox, [record.uid for record in records], deadline)
-                if not self.sandboxes.add(sandbox):
-                    self.give_back(attached)
-                    raise self._refused(attached, sandbox.pod, "SandboxStopped", "the sandbox was stopped meanwhile")
-        except DeviceBusyError as error:
-            raise self._refused(records, sandbox.pod, "DeviceBusy", str(error)) from error
-        except JournalError as error:
-            raise self._refused(records, sandbox.pod, "JournalFailed", str(error)) from error
+            records = self._claims_of(sandbox.pod)
+            if not records:
+                self._refuse_unreadable(sandbox.pod)
+                self.sandboxes.add(sandbox)
+                return False
+            attached = self._run(sandbox, records, deadline)
+        except HookError:
+            if self.sandboxes.get(sandbox.id) is not None:
+                # The runtime went on without this answer and has listed the sandbox.
+                self._outlets.compare()
+            raise
+        finally:
+            self.sandboxes.end(sandbox.id)
         LOG.info(
             "pod has its devices",
             extra=fields(
@@ -187,14 +240,16 @@ class Keeper:
         Raises:
             HookError: a device of the pod is not attached; the text names it.
         """
+        # A runtime that went on without this program's answer tells of the sandbox here for the first time.
+        self.sandboxes.seen(sandbox)
         records = self._claims_of(sandbox.pod)
         if not records:
+            self._refuse_unreadable(sandbox.pod)
             return None
         for record in records:
-            here = record.holder is not None and record.holder.sandbox_id == sandbox.id
-            if record.plan.moves and not (here and record.state is State.ATTACHED):
-                known = next((f.message for f in record.facts if f.phase is Phase.ATTACH_FAILED and f.message), "")
-                reason = words.in_use(record, sandbox.pod) if record.holder and not here else known
+            reason = self._missing(record, sandbox)
+            if reason is not None:
+                self._outlets.compare()
                 raise HookError(
                     f"container {container.name}: device {words.devices_text(record.plan)} of claim {record.ref.name} "
                     f"is not attached to pod {sandbox.pod}{': ' + reason if reason else ''}"
@@ -217,17 +272,23 @@ class Keeper:
         if not records:
             return bool(self._claims_of(sandbox.pod))
         try:
-            with self.locks.hold(_all_names(records), until=deadline):
-                current = [r for r in self.journal.of_sandbox(sandbox.id) if r.uid in {old.uid for old in records}]
-                self.give_back(current)
-        except (DeviceBusyError, JournalError) as error:
-            LOG.warning("devices are given back later", extra=fields(pod=sandbox.pod, sandbox=sandbox.id, error=error))
+            with self.holding([record.uid for record in records], until=deadline) as current:
+                self.give_back([r for r in current if r.holder is not None and r.holder.sandbox_id == sandbox.id])
+        except Exception as error:
+            known = isinstance(error, DeviceBusyError | JournalError | NotReturnedError)
+            LOG.warning(
+                "devices are given back later",
+                exc_info=not known,
+                extra=fields(pod=sandbox.pod, sandbox=sandbox.id, error=error),
+            )
             self._outlets.compare()
         return True
 
     def remove_sandbox(self, sandbox: SandboxRef) -> None:
-        """Forget a sandbox that is removed."""
+        """Forget a sandbox that is removed; what it still holds is the reconciler's work."""
         self.sandboxes.remove(sandbox.id)
+        if self.journal.of_sandbox(sandbox.id):
+            self._outlets.compare()
 
     def synchronize(self, sandboxes: Sequence[SandboxRef]) -> None:
         """Take the runtime's list; what follows from it is the reconciler's work."""
@@ -249,112 +310,251 @@ class Keeper:
             return present
         self._check(records, sandbox)
         try:
-            netns = self.namespaces.enter(sandbox.id, sandbox.netns_path) if sandbox.netns_path else NetNs.current()
-        except NamespaceGoneError as error:
+            netns = self.namespaces.enter(sandbox.id, sandbox.netns_path)
+        except (NamespaceGoneError, OSError) as error:
             raise self._refused(records, sandbox.pod, "NamespaceGone", str(error)) from error
         holder = Holder(pod=sandbox.pod, sandbox_id=sandbox.id, netns_path=sandbox.netns_path, netns_inode=netns.inode)
-        records = list(self.journal.update([r.uid for r in records], state=State.ATTACHING, holder=holder))
+        try:
+            records = list(self.journal.update([r.uid for r in records], state=State.ATTACHING, holder=holder))
+        except JournalError:
+            self._let_go(sandbox.id)
+            raise
         plans = [device for record in records for device in record.plan.devices]
         try:
             facts = self._engine.attach(plans, netns, deadline=deadline)
-        except AttachError as error:
-            metrics.ATTACHES.labels("failed", error.reason).inc()
-            self._after_undo(records)
-            raise self._refused(records, sandbox.pod, error.reason, str(error), step=error.step) from error
-        try:
             records = self._settle(records, holder, facts, deadline)
-        except (ReceiptError, JournalError, TimeoutError) as error:
-            metrics.ATTACHES.labels("failed", type(error).__name__).inc()
-            self.give_back(records)
-            raise self._refused(records, sandbox.pod, "AttachFailed", str(error)) from error
+        except Exception as error:
+            raise self._take_back(records, sandbox.pod, error) from error
         metrics.ATTACHES.labels("attached", "").inc(len(plans))
         for record in records:
             self.watch(record, netns)
-            self._outlets.facts(words.of_record(record))
+            self._tell(record)
         self._outlets.held()
         return records
 
     def give_back(self, records: Sequence[ClaimRecord]) -> tuple[ClaimRecord, ...]:
         """Bring the devices of claims home and restore them. The caller holds the locks of the devices.
 
+        A journal that cannot be written does not keep a device in a pod: the row says less than the kernel then, and the
+        reconciler goes on from both.
+
         Raises:
-            JournalError: a step could not be recorded; the reconciler goes on from there.
+            JournalError: the return could not be recorded; the reconciler goes on from there.
+            NotReturnedError: a device is still in the pod's namespace, which stays open; the reconciler tries again.
         """
         if not records:
             return ()
         began = time.monotonic()
         holder = next((record.holder for record in records if record.holder), None)
-        records = [
-            self.journal.update([record.uid], state=State.DETACHING, holder=record.holder)[0] for record in records
-        ]
+        records = [self._leaving(record) for record in records]
         for record in records:
             self._observer.forget(record.uid)
             self._remove_receipts(record)
-        netns = self.namespaces.of(holder) if holder else None
-        hints = {f.key: f.interface for record in records for f in record.facts if f.interface is not None}
-        plans = [device for record in records for device in record.plan.devices]
-        labels = {device.key: device.label for device in plans}
-        problems: dict[str, str] = {}
-        for gone in self._engine.detach(plans, netns, hints=hints):
-            metrics.DETACHES.labels("home" if gone.home and not gone.problems else "incomplete").inc()
-            if gone.problems:
-                problems[labels.get(gone.key, gone.key.device)] = "; ".join(gone.problems)
-        after = self.journal.update(
-            [record.uid for record in records], state=State.PREPARED, facts=self._detached(records, problems)
-        )
-        if holder is not None and not self.journal.of_sandbox(holder.sandbox_id):
-            self.namespaces.release(holder.sandbox_id)
-        self._report_return(after, holder, problems, began)
+        try:
+            netns = self.namespaces.of(holder) if holder else None
+        except OSError as error:
+            raise NotReturnedError(f"the pod's namespace cannot be opened: {error}") from error
+        problems, stuck = self._bring_home(records, netns)
+        after = self._record_return([r for r in records if not _keys(r) & stuck.keys()], problems)
+        if holder is not None:
+            self._let_go(holder.sandbox_id)
+        self._report_return(records, holder, problems, began)
         for record in after:
-            self._outlets.facts(words.of_record(record))
+            self._tell(record)
         self._outlets.held()
+        if stuck:
+            raise NotReturnedError("; ".join(f"device {text}" for text in stuck.values()))
         return after
 
     def watch(self, record: ClaimRecord, netns: NetNs) -> None:
-        """Follow an attached claim's devices in their namespace."""
-        self._observer.watch(record.uid, record.plan.devices, netns, record.facts)
+        """Follow an attached claim's devices in their namespace, unless they are followed already. Never raises."""
+        if record.uid in self._observer.watched:
+            return
+        try:
+            self._observer.watch(record.uid, record.plan.devices, netns, record.facts)
+        except (OSError, ValueError) as error:
+            LOG.warning("devices are not watched yet", extra=fields(claim=record.uid, error=error))
 
     def observed(self, uid: str, facts: Sequence[DeviceFacts]) -> None:
         """Take what the observer saw of an attached claim."""
-        record = self.journal.get(uid)
-        if record is None or record.state is not State.ATTACHED or record.facts == tuple(facts):
-            return
-        try:
-            changed = self.journal.set_facts(uid, facts)
-        except JournalError as error:
-            LOG.warning("facts not recorded", extra=fields(claim=uid, error=error))
-            changed = replace(record, facts=tuple(facts))
-        if changed is not None:
-            self._outlets.facts(words.of_record(changed))
+        with self._telling:
+            record = self.journal.get(uid)
+            if record is None or record.state is not State.ATTACHED or record.facts == tuple(facts):
+                return
+            try:
+                changed = self.journal.set_facts(uid, facts, state=State.ATTACHED)
+            except JournalError as error:
+                LOG.warning("facts not recorded", extra=fields(claim=uid, error=error))
+                changed = replace(record, facts=tuple(facts))
+            if changed is not None:
+                self._outlets.facts(words.of_record(changed))
 
     def late(self, sandbox: SandboxRef) -> None:
-        """Give back what a hook attached after the runtime had been told that it failed."""
-        self.stop_sandbox(sandbox, time.monotonic() + LOCK_SECONDS)
+        """Give back what a hook attached after the runtime had been told that it failed.
+
+        A sandbox that the runtime has listed since runs in spite of that, and keeps its devices.
+        """
+        if not self.sandboxes.listed(sandbox.id):
+            self.stop_sandbox(sandbox, time.monotonic() + LOCK_SECONDS)
 
     # ---- inside
 
     def _claims_of(self, pod: PodRef) -> list[ClaimRecord]:
         found = {record.uid: record for record in self.journal.of_pod(pod.uid)}
-        named = self._inlets.claims_of_pod(pod.uid)
+        # A claim of the same name that was made anew is another claim.
+        served = {(record.ref.namespace, record.ref.name) for record in found.values()}
+        named = set(self._inlets.claims_of_pod(pod.uid)) - served
         if named:
             for record in self.journal.records():
                 if (record.ref.namespace, record.ref.name) in named:
                     found.setdefault(record.uid, record)
         return list(found.values())
 
+    def _refuse_unreadable(self, pod: PodRef) -> None:
+        """Refuse a pod whose claim's record could not be read: nothing tells any more which device it should get."""
+        if not self.journal.quarantined:
+            return
+        named = set(self._inlets.claims_of_pod(pod.uid))
+        for entry in self.journal.quarantined:
+            if (entry.ref.namespace, entry.ref.name) in named:
+                text = (
+                    f"the node's record of claim {entry.ref} cannot be read, so pod {pod} cannot get its devices; "
+                    "delete the pod, so that kubelet releases the claim"
+                )
+                raise self._refused([], pod, "RecordQuarantined", text)
+
+    def _run(self, sandbox: SandboxRef, records: Sequence[ClaimRecord], deadline: float) -> list[ClaimRecord]:
+        """Attach the claims of a sandbox that starts; whatever fails ends in a refusal in words.
+
+        Raises:
+            HookError: they cannot be attached; everything is as before.
+        """
+        try:
+            with self.holding([record.uid for record in records], until=deadline) as current:
+                if len(current) < len(records):
+                    left = {record.uid for record in current}
+                    gone = ", ".join(str(record.ref) for record in records if record.uid not in left)
+                    raise self._refused(current, sandbox.pod, "ClaimReleased", f"claim {gone} was released meanwhile")
+                attached = self.admit(sandbox, [record.uid for record in current], deadline)
+                if not self.sandboxes.add(sandbox):
+                    text = "the sandbox was stopped meanwhile"
+                    raise self._take_back(attached, sandbox.pod, TimeoutError(text))
+                return attached
+        except HookError:
+            raise
+        except DeviceBusyError as error:
+            # Whoever has the device now tells what becomes of it.
+            raise self._refused(records, sandbox.pod, "DeviceBusy", str(error), keep=True) from error
+        except JournalError as error:
+            raise self._refused(records, sandbox.pod, "JournalFailed", str(error)) from error
+        except NotReturnedError as error:
+            raise self._refused(records, sandbox.pod, "DeviceNotReturned", str(error)) from error
+        except Exception as error:
+            LOG.exception("a pod's devices cannot be attached", extra=fields(pod=sandbox.pod, sandbox=sandbox.id))
+            raise self._refused(records, sandbox.pod, "AttachFailed", f"{type(error).__name__}: {error}") from error
+
+    def _missing(self, record: ClaimRecord, sandbox: SandboxRef) -> str | None:
+        """Return why a pod's container must not be created yet ("": no cause is known); None where it may."""
+        if not record.plan.moves and record.plan.devices:
+            return None
+        here = record.holder is not None and record.holder.sandbox_id == sandbox.id
+        if here and record.state is State.ATTACHED:
+            return next((fact.message for fact in record.facts if fact.phase is Phase.LOST), None)
+        if record.holder is not None and not here:
+            return words.in_use(record, sandbox.pod)
+        return next((f.message for f in record.facts if f.phase is Phase.ATTACH_FAILED and f.message), "")
+
     def _vacate(self, record: ClaimRecord, sandbox: SandboxRef) -> ClaimRecord:
         """Return the claim ready to be attached to ``sandbox``, taken from a former sandbox that has gone."""
-        if record.holder is not None and record.holder.sandbox_id != sandbox.id:
-            former = self.sandboxes.get(record.holder.sandbox_id)
-            if former is not None and record.holder.pod.uid != sandbox.pod.uid and record.plan.moves:
+        holder = record.holder
+        if holder is not None and holder.sandbox_id != sandbox.id:
+            former = self.sandboxes.get(holder.sandbox_id)
+            if former is not None and holder.pod.uid != sandbox.pod.uid and record.plan.moves:
                 raise self._refused([record], sandbox.pod, "ClaimInUse", words.in_use(record, sandbox.pod), keep=True)
             (record,) = self.give_back([record])
-        elif record.state is State.DETACHING:
+        elif record.state is State.DETACHING or (holder is not None and _elsewhere(holder, sandbox)):
             (record,) = self.give_back([record])
-        if record.successor is not None and record.holder is None:
-            plan = self._with_receipts(record.successor, record)
-            record = self.journal.put(ClaimRecord(plan=plan, facts=words.facts(plan, Phase.PREPARED)))
-        return record
+        return self._promote(record) if record.holder is None else record
+
+    def _promote(self, record: ClaimRecord) -> ClaimRecord:
+        """Let the plan of the next allocation take effect, now that nothing is left of the former one."""
+        if record.successor is None:
+            return record
+        plan = self._with_receipts(record.successor, record)
+        return self.journal.put(ClaimRecord(plan=plan, facts=words.facts(plan, Phase.PREPARED)))
+
+    def _tell(self, record: ClaimRecord) -> None:
+        """Tell what is recorded of a claim now, which may be more than the caller knows."""
+        with self._telling:
+            self._outlets.facts(words.of_record(self.journal.get(record.uid) or record))
+
+    def _let_go(self, sandbox_id: str) -> None:
+        """Close the descriptor of a namespace that no device is in any more."""
+        if not self.journal.of_sandbox(sandbox_id):
+            self.namespaces.release(sandbox_id)
+
+    def _leaving(self, record: ClaimRecord) -> ClaimRecord:
+        """Record that a claim's devices are on their way home, if that can be recorded."""
+        try:
+            return self.journal.update([record.uid], state=State.DETACHING, holder=record.holder)[0]
+        except JournalError as error:
+            LOG.warning("a return is not recorded in advance", extra=fields(claim=record.uid, error=error))
+            return record
+
+    def _bring_home(
+        self, records: Sequence[ClaimRecord], netns: NetNs | None
+    ) -> tuple[dict[str, str], dict[DeviceKey, str]]:
+        """Move devices home; tell what could not be restored, by label, and which are still in the pod, by key."""
+        hints = {f.key: f.interface for record in records for f in record.facts if f.interface is not None}
+        plans = [device for record in records for device in record.plan.devices]
+        known = {device.key: device for device in plans}
+        problems: dict[str, str] = {}
+        stuck: dict[DeviceKey, str] = {}
+        for gone in self._engine.detach(plans, netns, hints=hints):
+            metrics.DETACHES.labels("home" if gone.home and not gone.problems else "incomplete").inc()
+            device, text = known[gone.key], "; ".join(gone.problems)
+            if text:
+                problems[device.label] = text
+            if not gone.home and device.moves and netns is not None:
+                (fact,) = self._engine.look([device], netns, hints)
+                if fact.phase is not Phase.LOST:
+                    stuck[gone.key] = f"{device.label} is still in the pod's namespace: {text}"
+        return problems, stuck
+
+    def _record_return(
+        self, records: Sequence[ClaimRecord], problems: dict[str, str]
+    ) -> tuple[ClaimRecord, ...]:
+        """Record that devices are home.
+
+        Raises:
+            JournalError: it could not be written; the rows are as before, while the devices are home.
+        """
+        if not records:
+            return ()
+        for record in records:
+            if record.state is not State.DETACHING:
+                self.journal.update([record.uid], state=State.DETACHING, holder=record.holder)
+        uids = [record.uid for record in records]
+        after = self.journal.update(uids, state=State.PREPARED, facts=self._detached(records, problems))
+        return tuple(self._promote(record) for record in after)
+
+    def _take_back(self, records: Sequence[ClaimRecord], pod: PodRef, error: Exception) -> HookError:
+        """Undo an attach that failed or came too late; return the refusal.
+
+        The engine has undone its own part by then. Looking once more finds what it could not move home.
+        """
+        reason, step = (error.reason, error.step) if isinstance(error, AttachError) else ("AttachFailed", "")
+        metrics.ATTACHES.labels("failed", reason if isinstance(error, AttachError) else type(error).__name__).inc()
+        text = str(error)
+        if not isinstance(error, AttachError | ReceiptError | JournalError | TimeoutError):
+            LOG.error("an attach failed in an unknown way", exc_info=error, extra=fields(pod=pod))
+            text = f"{type(error).__name__}: {error}"
+        try:
+            self.give_back(records)
+        except (JournalError, NotReturnedError) as problem:
+            LOG.warning("devices are given back later", extra=fields(pod=pod, error=problem))
+            self._outlets.compare()
+        return self._refused(records, pod, reason, text, step=step)
 
     def _check(self, records: Sequence[ClaimRecord], sandbox: SandboxRef) -> None:
         for record in records:
@@ -398,14 +598,6 @@ class Keeper:
             raise TimeoutError("attaching took longer than the runtime waits; everything is given back")
         return list(self.journal.update([r.uid for r in records], state=State.ATTACHED, holder=holder, facts=facts))
 
-    def _after_undo(self, records: Sequence[ClaimRecord]) -> None:
-        """Record that the engine has brought all devices home by itself."""
-        uids = [record.uid for record in records]
-        sandbox_id = records[0].holder.sandbox_id if records[0].holder else ""
-        self.journal.update(uids, state=State.DETACHING, holder=records[0].holder)
-        self.journal.update(uids, state=State.PREPARED)
-        self.namespaces.release(sandbox_id)
-
     def _refused(
         self,
         records: Sequence[ClaimRecord],
@@ -436,7 +628,8 @@ class Keeper:
             except JournalError:
                 changed = replace(record, facts=facts)
             if changed is not None:
-                self._outlets.facts(words.of_record(changed))
+                with self._telling:
+                    self._outlets.facts(words.of_record(changed))
         return HookError(text)
 
     def _refuse_conflicts(self, plan: ClaimPlan) -> None:
@@ -500,6 +693,20 @@ def _names(plan: ClaimPlan) -> list[str]:
     return [device.key.device for device in plan.devices]
 
 
-def _all_names(records: Sequence[ClaimRecord]) -> list[str]:
+def _all_names(records: Sequence[ClaimRecord]) -> set[str]:
     plans = [plan for record in records for plan in (record.plan, record.successor) if plan is not None]
-    return [device.key.device for plan in plans for device in plan.devices]
+    return {device.key.device for plan in plans for device in plan.devices}
+
+
+def _keys(record: ClaimRecord) -> set[DeviceKey]:
+    return {device.key for device in record.plan.devices}
+
+
+def _elsewhere(holder: Holder, sandbox: SandboxRef) -> bool:
+    """Tell whether a sandbox's path means another namespace than the one that its devices went into."""
+    if not holder.netns_inode or not sandbox.netns_path:
+        return False
+    try:
+        return os.stat(sandbox.netns_path).st_ino != holder.netns_inode  # noqa: PTH116 - a path of the runtime's, as text
+    except OSError:
+        return False

@@ -45,7 +45,9 @@ class DeviceLocks:
         wanted = sorted(set(devices))
         taken: list[str] = []
         try:
-            taken.extend(device for device in wanted if self._take(device, me, until))
+            for device in wanted:
+                if self._take(device, me, until):
+                    taken.append(device)
             yield
         finally:
             with self._changed:

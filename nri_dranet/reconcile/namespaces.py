@@ -23,21 +23,30 @@ class Namespaces:
         self._open: dict[str, NetNs] = {}
 
     def enter(self, sandbox_id: str, path: str) -> NetNs:
-        """Return the namespace of a sandbox that runs, opened if need be.
+        """Return the namespace of a sandbox that runs, opened if need be; ``path`` "": the host's.
 
         Raises:
             NamespaceGoneError: there is no network namespace at ``path``.
+            OSError: it cannot be opened (no descriptors left).
         """
         with self._lock:
+            found = NetNs.open(path) if path else NetNs.current()
             known = self._open.get(sandbox_id)
-            if known is None:
-                known = self._open[sandbox_id] = NetNs.open(path)
-            return known
+            if known is not None and known.same(found):
+                found.close()
+                return known
+            if known is not None:
+                known.close()
+            self._open[sandbox_id] = found
+            return found
 
     def of(self, holder: Holder) -> NetNs | None:
         """Return the namespace that a holder's devices are in; None when it is gone.
 
         The path alone proves nothing: after a restart another namespace may be there. The inode tells.
+
+        Raises:
+            OSError: it cannot be opened (no descriptors left).
         """
         with self._lock:
             known = self._open.get(holder.sandbox_id)

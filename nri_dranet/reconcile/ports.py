@@ -38,6 +38,11 @@ class Attacher(Protocol):
 class Observer(Protocol):
     """Watches pods' namespaces (``observe.pods.PodObserver``)."""
 
+    @property
+    def watched(self) -> frozenset[str]:
+        """The UIDs of the claims that are watched."""
+        ...
+
     def watch(self, uid: str, plans: Sequence[DevicePlan], netns: NetNs, facts: Sequence[DeviceFacts]) -> None:
         """Begin to watch a claim's devices."""
         ...

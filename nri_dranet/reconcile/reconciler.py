@@ -51,6 +51,7 @@ class Reconciler:
         self._receipts = receipts
         self._outlets = outlets
         self._period = period
+        self._told: set[str] = set()
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
@@ -81,6 +82,7 @@ class Reconciler:
                     current = self._keeper.journal.get(record.uid)
                     if current is not None:
                         self._judge(current)
+                        self._tell_once(current.uid)
             except DeviceBusyError:
                 continue
             except JournalError as error:
@@ -88,6 +90,18 @@ class Reconciler:
             except Exception:
                 LOG.exception("claim cannot be put right", extra=fields(claim=record.uid))
         self._sweep_receipts()
+
+    def _tell_once(self, uid: str) -> None:
+        """Tell the facts of a claim once in this life, also when they are as recorded.
+
+        The life before may have recorded them and died before they were written.
+        """
+        record = self._keeper.journal.get(uid)
+        if record is not None and uid not in self._told:
+            self._outlets.facts(words.of_record(record))
+        self._told = {
+            known.uid for known in self._keeper.journal.records() if known.uid in self._told or known.uid == uid
+        }
 
     def _run(self) -> None:
         while not self._stop.is_set():

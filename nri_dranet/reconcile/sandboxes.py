@@ -32,6 +32,9 @@ class Sandboxes:
         self._lock = threading.Lock()
         self._running: dict[str, SandboxRef] = {}
         self._stopped: set[str] = set()
+        self._starting: set[str] = set()
+        self._removed: set[str] = set()
+        self._listed: set[str] = set()
         self._synchronized = False
 
     @property
@@ -43,6 +46,15 @@ class Sandboxes:
         """Note that the runtime starts a sandbox, maybe one that had stopped before."""
         with self._lock:
             self._stopped.discard(sandbox_id)
+            self._starting.add(sandbox_id)
+
+    def end(self, sandbox_id: str) -> None:
+        """Note that a start has ended, in whatever way."""
+        with self._lock:
+            self._starting.discard(sandbox_id)
+            if sandbox_id in self._removed:
+                self._removed.discard(sandbox_id)
+                self._stopped.discard(sandbox_id)
 
     def add(self, sandbox: SandboxRef) -> bool:
         """Note that a sandbox runs; False when it has stopped since ``begin``."""
@@ -58,11 +70,26 @@ class Sandboxes:
             self._running.pop(sandbox_id, None)
             self._stopped.add(sandbox_id)
 
+    def seen(self, sandbox: SandboxRef) -> None:
+        """Note a sandbox that runs without its start having been told; nothing for one that starts or has stopped."""
+        with self._lock:
+            if sandbox.id not in self._stopped and sandbox.id not in self._starting:
+                self._running.setdefault(sandbox.id, sandbox)
+
     def remove(self, sandbox_id: str) -> None:
-        """Forget a sandbox."""
+        """Forget a sandbox; one whose start is still under way is remembered as stopped until that has ended."""
         with self._lock:
             self._running.pop(sandbox_id, None)
-            self._stopped.discard(sandbox_id)
+            if sandbox_id in self._starting:
+                self._stopped.add(sandbox_id)
+                self._removed.add(sandbox_id)
+            else:
+                self._stopped.discard(sandbox_id)
+
+    def listed(self, sandbox_id: str) -> bool:
+        """Tell whether the runtime's last list had the sandbox, and it has not stopped since."""
+        with self._lock:
+            return sandbox_id in self._listed and sandbox_id in self._running
 
     def stopped(self, sandbox_id: str) -> bool:
         """Tell whether a sandbox has stopped and was not removed yet."""
@@ -73,7 +100,10 @@ class Sandboxes:
         """Take the runtime's whole list (NRI Synchronize)."""
         with self._lock:
             self._running = {sandbox.id: sandbox for sandbox in sandboxes}
-            self._stopped.clear()
+            self._listed = set(self._running)
+            # What was starting and is not listed was given up by the runtime.
+            self._stopped = self._starting - self._listed
+            self._removed = set(self._stopped)
             self._synchronized = True
 
     def get(self, sandbox_id: str) -> SandboxRef | None:
