@@ -8,7 +8,8 @@ SHELL := /bin/sh
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
   "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
 BIN := .venv/bin
-PYTEST := $(BIN)/python -m pytest
+# A test that hangs ends the run, and its threads' stacks are shown.
+PYTEST := $(BIN)/python -m pytest -o faulthandler_timeout=240 -o faulthandler_exit_on_timeout=true
 
 .PHONY: help setup test unit node lint format protos demo bench runtime parts clean
 

@@ -39,6 +39,9 @@ STOP = 15.0
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _PREFIX = "nri-dranet-test-"
+_FOLDER = "nd-"
+# Short: the path of a socket has 107 bytes at most.
+_TEMPORARY = Path("/tmp")  # noqa: S108 - the names below it are made by mkdtemp
 _NODES = itertools.count(1)
 
 _CLONE_NEWNET = 0x40000000
@@ -128,6 +131,8 @@ class Program:
         if self.running():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
+            if number in (signal.SIGCONT, signal.SIGKILL):
+                self._entered.send_signal(signal.SIGCONT)  # nsenter stops with its child, and would not see its end
 
     def kill(self) -> None:
         """End it at once and wait for that."""
@@ -188,8 +193,8 @@ class Node:
         self._bin = [parts.build(part) for part in (containerd, parts.RUNC)]
         self._cni = parts.build(parts.CNI)
         self._archive = images.archive()
-        _remove_stale_cgroups()
-        self.work = Path(tempfile.mkdtemp(prefix="nd-", dir="/tmp"))
+        _remove_stale()
+        self.work = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=_TEMPORARY))
         self._entered: subprocess.Popen[bytes] | None = None
         self.runtime: Program | None = None
         try:
@@ -419,10 +424,12 @@ class Node:
             self._entered.wait()
             if self._entered.stdout is not None:
                 self._entered.stdout.close()
-        for program in self._programs:
-            program._entered.wait(STOP)  # noqa: SLF001
-        _remove_cgroups(self._cgroup)
-        shutil.rmtree(self.work, ignore_errors=True)
+        try:
+            for program in self._programs:
+                program.kill()
+        finally:
+            _remove_cgroups(self._cgroup)
+            shutil.rmtree(self.work, ignore_errors=True)
 
 
 def _serves(client: cri.CriClient) -> bool:
@@ -448,12 +455,19 @@ def _setns(libc: ctypes.CDLL, descriptor: int) -> None:
         raise OSError(number, f"setns in thread {threading.current_thread().name}: {os.strerror(number)}")
 
 
-def _remove_stale_cgroups() -> None:
-    """Remove what a test run left that was killed."""
+def _remove_stale() -> None:
+    """Remove what test runs left that were killed."""
     for top in _tops(f"{_PREFIX}*"):
-        owner = top.name.removeprefix(_PREFIX).partition("-")[0]
-        if not Path("/proc", owner).exists():
+        if _dead(top.name.removeprefix(_PREFIX)):
             _remove_cgroups(top.name)
+    for folder in _TEMPORARY.glob(f"{_FOLDER}[0-9]*-*"):
+        if _dead(folder.name.removeprefix(_FOLDER)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _dead(name: str) -> bool:
+    """Say whether the process whose id begins a name has ended."""
+    return not Path("/proc", name.partition("-")[0]).exists()
 
 
 def _remove_cgroups(name: str) -> None:

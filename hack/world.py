@@ -179,7 +179,7 @@ class World:
     # the node's interfaces
 
     def nic(self, name: str, *, address: str = "", mtu: int = 1500) -> dict[str, Any]:
-        """Make an interface with a carrier and wait until it is published.
+        """Make an interface with a carrier.
 
         Args:
             name: Its name; that of its peer has a "p" behind it.
@@ -188,9 +188,6 @@ class World:
 
         Returns:
             Its state, as :meth:`state` does.
-
-        Raises:
-            NodeError: It was not published.
         """
         number = next(self._numbers)
         mac = f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}"
@@ -201,7 +198,6 @@ class World:
         run("link", "set", name, "up")
         if address:
             run("address", "add", address, "dev", name)
-        self.published(name)
         return self.state(name)
 
     def state(self, name: str, *, netns: str = "") -> dict[str, Any]:
@@ -322,7 +318,10 @@ class World:
         Raises:
             NodeError: A claim was refused; the message is the driver's.
         """
-        raise NotImplementedError
+        answers = self.kubelet.prepare(self._references(pod))
+        self._judge(answers)
+        found = [cdi for answer in answers.values() for device in answer["devices"] for cdi in device["cdi"]]
+        return tuple(dict.fromkeys(found))
 
     def unprepare(self, pod: Claimed) -> None:
         """Let kubelet unprepare a pod's claims.
@@ -330,7 +329,16 @@ class World:
         Raises:
             NodeError: A claim was refused; the message is the driver's.
         """
-        raise NotImplementedError
+        self._judge(self.kubelet.unprepare(self._references(pod)))
+
+    def _references(self, pod: Claimed) -> list[tuple[str, str, str]]:
+        claims = [self.api.get(f"{CLAIMS}/{name}")["metadata"] for name in pod.claims]
+        return [(meta["namespace"], meta["name"], meta["uid"]) for meta in claims]
+
+    @staticmethod
+    def _judge(answers: Mapping[str, Mapping[str, Any]]) -> None:
+        if errors := [answer["error"] for answer in answers.values() if answer["error"]]:
+            raise NodeError("; ".join(errors))
 
     def container(self, sandbox: str, pod: Claimed, cdi: Sequence[str]) -> str:
         """Create and start a pod's container.

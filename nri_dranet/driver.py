@@ -17,12 +17,14 @@ from nri_dranet.attach.engine import Engine
 from nri_dranet.claims.facts import Phase
 from nri_dranet.claims.lifecycle import State
 from nri_dranet.claims.model import ClaimRef, PodRef
+from nri_dranet.dra import health as dra_health
 from nri_dranet.dra.hardware import Hardware
 from nri_dranet.dra.held import HeldClaims
 from nri_dranet.dra.plan_inputs import PlanInputs
 from nri_dranet.dra.prepare import PodUse, Preparer, Reports
 from nri_dranet.dra.registration import PluginServer, SocketError
-from nri_dranet.dra.servicer import DraServicer
+from nri_dranet.dra.servicer import VERSIONS, DraServicer
+from nri_dranet.dra.slice_layout import MAX_DEVICES, MAX_DEVICES_GATED
 from nri_dranet.dra.slices import SlicePublisher
 from nri_dranet.inventory.filter import DeviceFilter
 from nri_dranet.inventory.inventory import Inventory
@@ -34,10 +36,14 @@ from nri_dranet.netlink.namespaces import NetNs
 from nri_dranet.nri.hooks import EVENTS, Hooks
 from nri_dranet.nri.session import NriSession
 from nri_dranet.observe.pods import PodObserver
+from nri_dranet.receipt.metadata import FOLDER, MetadataFiles
 from nri_dranet.receipt.receipts import Receipts
+from nri_dranet.reconcile import words
 from nri_dranet.reconcile.keeper import Keeper
 from nri_dranet.reconcile.ports import Inlets, Outlets
 from nri_dranet.reconcile.reconciler import Reconciler
+from nri_dranet.status.health import ailments, ailments_on_node, tainted
+from nri_dranet.status.health_book import HealthBook
 from nri_dranet.status.wire import StatusWire
 from nri_dranet.status.writer import StatusWriter
 from nri_dranet.store.database import JournalError
@@ -48,9 +54,13 @@ from nri_dranet.telemetry.http import BindAddress, HttpServer
 from nri_dranet.telemetry.logs import fields
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-    from nri_dranet.claims.plan import DevicePlan
+    from nri_dranet.claims.facts import ClaimFacts, DeviceFacts
+    from nri_dranet.claims.plan import ClaimPlan, DevicePlan
+    from nri_dranet.inventory.device import Device
+    from nri_dranet.status.health import Health
+    from nri_dranet.status.health_book import DeviceName
 
 LOG = logging.getLogger(__name__)
 
@@ -86,6 +96,9 @@ class Options:
     max_poll: float
     poll_burst: int
     move_ib_interfaces: bool
+    allow: frozenset[str]
+    deny: frozenset[str]
+    device_taints: str
     feature_gates: dict[str, bool]
     log_level: str
     log_format: str
@@ -141,6 +154,7 @@ class Driver:
         self._events.start()
         stack.callback(self._events.stop)
         self._tell_journal()
+        self._health_book.note(*(words.of_record(record) for record in self._journal.records()))
 
         self._inventory.subscribe(self._slices.refresh)
         self._inventory.start()
@@ -173,15 +187,24 @@ class Driver:
         sysfs = Sysfs()
         self._events = EventRecorder(client, driver, node)
         self._pods = PodCache(client, node)
-        self._inventory = Inventory(
-            sysfs, policy=Policy(move_ib_interfaces=options.move_ib_interfaces), max_interval=options.max_poll
+        list_types = options.feature_gates.get("DRAListTypeAttributes", False)
+        policy = Policy(
+            allow=options.allow,
+            deny=options.deny,
+            move_ib_interfaces=options.move_ib_interfaces,
+            list_types=list_types,
         )
+        self._inventory = Inventory(sysfs, policy=policy, max_interval=options.max_poll)
         self._engine = Engine(host_netns=NetNs.current())
         self._observer = PodObserver(self._observed, self._engine.look)
-        receipts = Receipts(options.cdi_dir, driver)
+        # Not in the state directory: the runtime must find it under the same path, as kubelet finds the socket.
+        metadata = MetadataFiles(options.kubelet_root_dir / "plugins" / driver / FOLDER, driver)
+        self._receipts = receipts = Receipts(options.cdi_dir, driver, metadata)
+        self._health = dra_health.HealthService()
+        self._health_book = HealthBook(self._tell_health)
         self._writer = StatusWriter(StatusWire(client, driver, node), driver, self._journal, event=self._claim_event)
         outlets = Outlets(
-            facts=self._writer.submit, event=self._event, held=self._held_changed, compare=self._compare_soon
+            facts=self._facts_changed, event=self._event, held=self._held_changed, compare=self._compare_soon
         )
         self._keeper = Keeper(
             driver=driver,
@@ -213,16 +236,23 @@ class Driver:
             node,
             interval=options.min_poll,
             burst=options.poll_burst,
+            limit=MAX_DEVICES_GATED if list_types or options.device_taints else MAX_DEVICES,
             collect=self._entries,
             on_node=self._node_read,
         )
         self._servicer = DraServicer(self._preparer)
-        self._plugin = PluginServer(driver, options.kubelet_root_dir, self._servicer.handlers())
+        self._plugin = PluginServer(
+            driver,
+            options.kubelet_root_dir,
+            [*self._servicer.handlers(), *self._health.handlers()],
+            versions=(*VERSIONS, *dra_health.VERSIONS),
+        )
         self._session = NriSession(options.nri_socket, driver, options.nri_index, Hooks(self._keeper), events=EVENTS)
 
     # ---- stop
 
     async def _stop_plugin(self) -> None:
+        self._health.close()
         await self._plugin.stop()
 
     async def _wait_for_pods_in_flight(self) -> None:
@@ -250,6 +280,24 @@ class Driver:
         self._keeper.observed(uid, facts)
         self._slices.refresh()
 
+    def _facts_changed(self, facts: ClaimFacts) -> None:
+        """Something is known anew of a claim's devices. Hooks call this: it is quick."""
+        self._writer.submit(facts)
+        self._health_book.note(facts)
+        self._receipts.refresh(lambda: self._attached(facts.ref.uid))
+
+    def _attached(self, uid: str) -> tuple[ClaimPlan, Sequence[DeviceFacts]] | None:
+        record = self._journal.get(uid)
+        return (record.plan, record.facts) if record is not None and record.state is State.ATTACHED else None
+
+    def _tell_health(self, devices: Mapping[DeviceName, Health]) -> None:
+        self._health.set(
+            {
+                name: dra_health.Health(dra_health.Status[health.status.name], health.message)
+                for name, health in devices.items()
+            }
+        )
+
     def _held_changed(self) -> None:
         """A claim came, went, or its devices moved. Hooks call this: others do the work."""
         self._held.refresh()
@@ -264,25 +312,53 @@ class Driver:
         now = time.monotonic()
         self._prepared_at = {record.uid: self._prepared_at.get(record.uid, now) for record in records}
         self._writer.forget(record.uid for record in records)
+        self._health_book.keep(lambda: [record.uid for record in self._journal.records()])
         for state in State:
             metrics.CLAIMS.labels(state.value).set(sum(record.state is state for record in records))
         return [record.ref for record in records]
 
     def _entries(self) -> list[Mapping[str, Any]]:
         """Return what to publish: offered devices as they are, and those in pods as they were."""
+        held = self._held_devices()
+        self._inventory.set_held({name: plan.published for name, (plan, fact) in held.items() if not _lost(fact)})
         entries: dict[str, Mapping[str, Any]] = {
-            device.name: device.entry()
+            device.name: self._entry(device)
             for device in self._inventory.devices()
             if not device.refused and self._filter.keeps(device.name, device.attributes)
         }
+        for name, (plan, fact) in held.items():
+            # A lost device stays only to carry its taint: somebody may have to be told to leave it.
+            if not _lost(fact) or (self._options.device_taints and name not in entries):
+                entries[name] = self._with_taints(plan.published, fact)
+        return [entries[name] for name in sorted(entries)]
+
+    def _held_devices(self) -> dict[str, tuple[DevicePlan, DeviceFacts | None]]:
+        """Return the devices that are in pods, by name; those that stay on the host are published as they are."""
+        found: dict[str, tuple[DevicePlan, DeviceFacts | None]] = {}
         for record in self._journal.records():
             if record.holder is None:
                 continue
-            lost = {fact.key for fact in record.facts if fact.phase is Phase.LOST}
-            for device in record.plan.devices:
-                if device.published and device.key not in lost:
-                    entries[device.key.device] = device.published
-        return [entries[name] for name in sorted(entries)]
+            known = {fact.key: fact for fact in record.facts}
+            for plan in record.plan.devices:
+                if plan.published and plan.moves:
+                    found[plan.key.device] = plan, known.get(plan.key)
+        return found
+
+    def _entry(self, device: Device) -> Mapping[str, Any]:
+        effect = self._options.device_taints
+        if not effect:
+            return device.entry()
+        link = device.link
+        found = ailments_on_node(
+            up=link is not None and link.up,
+            carrier=link.carrier if link is not None else None,
+            rdma_port_state=str((device.attributes.get("dra.net/rdmaPortState") or {}).get("string", "")),
+        )
+        return tainted(device.entry(), found, self._options.driver_name, effect)
+
+    def _with_taints(self, entry: Mapping[str, Any], fact: DeviceFacts | None) -> Mapping[str, Any]:
+        effect = self._options.device_taints
+        return tainted(entry, ailments(fact), self._options.driver_name, effect) if effect and fact else entry
 
     def _claim_seen(self, ref: ClaimRef, claim: Mapping[str, Any] | None) -> None:
         self._writer.observed(ref, claim)
@@ -358,3 +434,7 @@ class Driver:
 def threads() -> list[str]:
     """Return the names of the threads that run, for tests and for the bench."""
     return sorted(thread.name for thread in threading.enumerate())
+
+
+def _lost(fact: DeviceFacts | None) -> bool:
+    return fact is not None and fact.phase is Phase.LOST

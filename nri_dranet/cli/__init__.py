@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 COMMANDS: Final = {
     "run": "the node daemon: joins kubelet and the container runtime, serves claims",
     "devices": "what this node would publish, and why each other interface is not",
+    "status": "the devices of all claims of a cluster: node, pod, interface, addresses, conditions",
     "demo": "one pod from its claim to its end on this machine, without a cluster",
 }
 

@@ -89,6 +89,30 @@ def plugin_index(text: str) -> str:
     return text
 
 
+def names(text: str) -> frozenset[str]:
+    """Read names and patterns, separated by commas."""
+    return frozenset(filter(None, (part.strip() for part in text.split(","))))
+
+
+def taint_effect(text: str) -> str:
+    """Read the effect of device taints; ``""`` where there shall be none.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none that a device taint can have.
+    """
+    effects = {
+        "": "",
+        "none": "",
+        "false": "",
+        "true": "NoSchedule",
+        "NoSchedule": "NoSchedule",
+        "NoExecute": "NoExecute",
+    }
+    if text not in effects:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of none, NoSchedule, NoExecute")
+    return effects[text]
+
+
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     flag = _Flags(parser)
@@ -103,6 +127,10 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     flag("inventory-max-poll-interval", "1m", "full scan of the node at least in this time", duration)
     flag("inventory-poll-burst", "5", "writes that may follow each other at once", int)
     flag("move-ib-interfaces", "true", "false: IPoIB interfaces stay on the host, their device is RDMA only", boolean)
+    flag(
+        "allow-interfaces", "", "only these interfaces, devices or PCI addresses are offered; patterns, by comma", names
+    )
+    flag("deny-interfaces", "", "these are never offered, even when they are allowed; patterns, by comma", names)
     flag("cloud-provider-hint", "", "accepted for compatibility; cloud providers come in a later version")
     flag("profile-provider", "cloud", "accepted for compatibility; profile providers come in a later version")
     flag("webhook-url", "", "accepted for compatibility; the webhook provider comes in a later version")
@@ -116,6 +144,13 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "place among the NRI plugins: high, so that others fail before a device moves",
         plugin_index,
     )
+    flag(
+        "device-taints",
+        "none",
+        "effect of the taints on devices without carrier, with their RDMA port down or gone: none, NoSchedule (also "
+        "when the flag has no value), NoExecute",
+        taint_effect,
+    )
     flag("state-dir", "", "where the journal is; empty: plugins/DRIVER in --kubelet-root-dir")
     flag("cdi-dir", "/var/run/cdi", "folder in which the container runtime looks for CDI files")
     flag("log-level", "", "debug, info, warning or error")
@@ -128,7 +163,8 @@ class _Flags:
         self._parser = parser
 
     def __call__(self, name: str, default: str, text: str, kind: object = str) -> None:
-        extra = {"nargs": "?", "const": True} if kind is boolean else {}
+        bare = {boolean: True, taint_effect: "NoSchedule"}
+        extra = {"nargs": "?", "const": bare[kind]} if kind in bare else {}
         self._parser.add_argument(
             f"--{name}",
             f"-{name}",
@@ -166,6 +202,9 @@ def run_options(args: argparse.Namespace, host_name: str) -> Options:
         max_poll=args.inventory_max_poll_interval,
         poll_burst=args.inventory_poll_burst,
         move_ib_interfaces=args.move_ib_interfaces,
+        allow=args.allow_interfaces,
+        deny=args.deny_interfaces,
+        device_taints=args.device_taints,
         feature_gates=args.feature_gates,
         log_level=args.log_level or ("debug" if args.v >= _DEBUG_VERBOSITY else "info"),
         log_format=args.log_format,

@@ -14,7 +14,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from nri_dranet.claims.model import ClaimRef
 from nri_dranet.kube.listwatch import DELETED, SYNC, Closer, watch
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
+PERIOD: Final = 30.0
+"""Seconds between two tellings of a claim that is gone and still held."""
+
 OnClaim = Callable[[ClaimRef, Mapping[str, Any] | None], None]
 """Told the claim as it is now; None: it is gone, or a claim of another UID has its name."""
 
@@ -34,6 +37,8 @@ OnClaim = Callable[[ClaimRef, Mapping[str, Any] | None], None]
 class _Watch:
     ref: ClaimRef
     closer: Closer = field(default_factory=Closer)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    gone: bool = False
 
 
 class HeldClaims:
@@ -75,18 +80,27 @@ class HeldClaims:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            self._wake.wait()
+            self._wake.wait(PERIOD)
             self._wake.clear()
-            if not self._stop.is_set():
+            if self._stop.is_set():
+                return
+            try:
                 self._match()
+            except Exception:
+                LOG.exception("the held claims cannot be followed now")
 
     def _match(self) -> None:
         held = {ref.uid: ref for ref in self._held()}
         for uid in self._watches.keys() - held.keys():
             self._watches.pop(uid).closer.close()
         for uid in held.keys() - self._watches.keys():
-            each = self._watches[uid] = _Watch(held[uid])
+            each = _Watch(held[uid])
             threading.Thread(target=self._follow, args=(each,), name=f"claim-{each.ref.name}"[:15], daemon=True).start()
+            self._watches[uid] = each
+        for each in self._watches.values():
+            # The claim went while its pod still ran, or before the runtime had listed its sandboxes.
+            if each.gone:
+                self._tell(each, None)
 
     def _follow(self, each: _Watch) -> None:
         ref = each.ref
@@ -100,7 +114,12 @@ class HeldClaims:
                 claim = event.object if event.type != DELETED else None
             if claim is not None and claim.get("metadata", {}).get("uid") != ref.uid:
                 claim = None
+            self._tell(each, claim)
+
+    def _tell(self, each: _Watch, claim: Mapping[str, Any] | None) -> None:
+        with each.lock:
+            each.gone = claim is None
             try:
-                self._on_claim(ref, claim)
+                self._on_claim(each.ref, claim)
             except Exception:
-                LOG.exception("a change of a held claim was not taken in", extra=fields(claim=ref.uid, name=ref))
+                LOG.exception("a change of a held claim was not taken in", extra=fields(claim=each.ref.uid))

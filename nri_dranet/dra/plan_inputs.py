@@ -84,11 +84,12 @@ class PlanInputs:
         self._bpf_root = bpf_root
         self._lock = threading.Lock()
         self._idle: list[_Eyes] = []
+        self._closed = False
 
     def close(self) -> None:
         """Close the sockets."""
         with self._lock:
-            idle, self._idle = self._idle, []
+            idle, self._idle, self._closed = self._idle, [], True
         for each in idle:
             each.close()
 
@@ -180,14 +181,18 @@ class PlanInputs:
     def _eyes(self) -> Iterator[_Eyes]:
         with self._lock:
             lent = self._idle.pop() if self._idle else None
-        lent = lent or _Eyes(RtnlSocket(), Ethtool())
+        lent = lent or _Eyes.open()
         try:
             yield lent
-        except OSError:
+        except BaseException:
+            # An answer may still be under way on it.
             lent.close()
             raise
         with self._lock:
-            self._idle.append(lent)
+            if keep := not self._closed:
+                self._idle.append(lent)
+        if not keep:
+            lent.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +201,15 @@ class _Eyes:
 
     host: RtnlSocket
     ethtool: Ethtool
+
+    @classmethod
+    def open(cls) -> _Eyes:
+        host = RtnlSocket()
+        try:
+            return cls(host, Ethtool())
+        except BaseException:
+            host.close()
+            raise
 
     def close(self) -> None:
         self.host.close()

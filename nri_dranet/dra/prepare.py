@@ -8,7 +8,7 @@ a refused Prepare cheaply, a refused sandbox not.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from nri_dranet.claims.allocation import AllocationResult, Claim, ClaimError, parse_claim
@@ -18,7 +18,7 @@ from nri_dranet.dra.planner import plan_claim
 from nri_dranet.dra.refusal import prepare_failed
 from nri_dranet.kube.client import ApiError
 from nri_dranet.kube.resources import claim_path
-from nri_dranet.reconcile.keeper import ConflictError, Keeper
+from nri_dranet.reconcile.keeper import ConflictError, Keeper, NotReturnedError
 from nri_dranet.reconcile.locks import DeviceBusyError
 from nri_dranet.store.database import JournalError
 from nri_dranet.telemetry.logs import fields
@@ -117,6 +117,8 @@ class Preparer:
             raise self._refuse(claim, results, "DeviceBusy", str(error)) from error
         except JournalError as error:
             raise self._refuse(claim, results, "JournalFailed", str(error)) from error
+        except NotReturnedError as error:
+            raise self._refuse(claim, results, "DeviceNotReturned", str(error)) from error
         except OSError as error:
             text = f"the devices of the claim cannot be read from the kernel: {error}"
             raise self._refuse(claim, results, "DeviceUnreadable", text) from error
@@ -149,7 +151,7 @@ class Preparer:
         """
         try:
             self._keeper.unprepare(ref)
-        except (DeviceBusyError, JournalError) as error:
+        except (DeviceBusyError, JournalError, NotReturnedError) as error:
             raise PrepareError(f"claim {ref} cannot be released now: {error}") from error
 
     # ---- a held claim that changed
@@ -170,7 +172,15 @@ class Preparer:
                 self._remember(record, claim)
             else:
                 self._keep(claim)
-        except (PlanError, ConflictError, DeviceBusyError, JournalError, OSError) as error:
+        except (
+            PlanError,
+            PrepareError,
+            ConflictError,
+            DeviceBusyError,
+            JournalError,
+            NotReturnedError,
+            OSError,
+        ) as error:
             text = f"the next pod of claim {ref} cannot be prepared: {error}"
             LOG.warning("next pod of a held claim not prepared", extra=fields(claim=ref.uid, error=error))
             for pod in claim.pods:
@@ -186,7 +196,7 @@ class Preparer:
             return
         try:
             self._keeper.unprepare(record.ref)
-        except (DeviceBusyError, JournalError) as error:
+        except (DeviceBusyError, JournalError, NotReturnedError) as error:
             LOG.warning("a claim that is gone is released later", extra=fields(claim=record.uid, error=error))
 
     # ---- inside
@@ -221,22 +231,20 @@ class Preparer:
         return self._remember(record, claim) if claim.allocation_hash(self._driver) in _hashes(record) else None
 
     def _remember(self, record: ClaimRecord, claim: Claim) -> ClaimRecord | None:
-        if set(claim.pods) <= {pod for plan in (record.plan, record.successor) if plan for pod in plan.pods}:
+        allocation = claim.allocation_hash(self._driver)
+        current = allocation == record.plan.allocation_hash
+        plan = record.plan if current else record.successor
+        if plan is not None and set(claim.pods) == set(plan.pods) and not (current and record.successor):
             return record
-        return self._keeper.remember_pods(record.uid, claim.pods, self._listed_by(claim))
+        return self._keeper.remember_pods(record.uid, claim.pods, self._listed_by(claim), allocation_hash=allocation)
 
     def _keep(self, claim: Claim) -> ClaimRecord:
         plan = self._plan(claim)
         try:
             return self._keeper.prepare(plan)
         except ConflictError as error:
-            if not self._abandoned(error.other):
+            if not self._makes_way(error.other):
                 raise
-            LOG.info(
-                "a claim that is gone is released for the next one",
-                extra=fields(claim=error.other.uid, next=claim.ref.uid),
-            )
-            self._keeper.unprepare(error.other.ref)
             return self._keeper.prepare(plan)
 
     def _plan(self, claim: Claim) -> ClaimPlan:
@@ -278,20 +286,41 @@ class Preparer:
                 found.update(use.requests)
         return found
 
-    def _abandoned(self, other: ClaimRecord) -> bool:
-        """Tell whether a claim that stands in the way is gone from the API, and no sandbox runs with it."""
-        if other.holder is not None and self._keeper.sandboxes.get(other.holder.sandbox_id) is not None:
-            return False
-        if not self._keeper.sandboxes.synchronized:
+    def _makes_way(self, other: ClaimRecord) -> bool:
+        """Release a claim that stands in the way if the API server says that it has these devices no more.
+
+        A claim that is gone is forgotten. One that lives but was allocated anew, or is not allocated now, is planned
+        anew: kubelet calls no Prepare for its next pod, which must not start unknown.
+
+        Raises:
+            PlanError: the other claim's new allocation cannot be planned.
+            DeviceBusyError, JournalError, NotReturnedError: it cannot be released now.
+        """
+        sandboxes = self._keeper.sandboxes
+        runs = other.holder is not None and sandboxes.get(other.holder.sandbox_id) is not None
+        if runs or not sandboxes.synchronized:
             return False
         try:
             claim = parse_claim(self._api.get(claim_path(other.ref.namespace, other.ref.name)))
         except ApiError as error:
-            return error.status == 404
+            if error.status != 404:
+                return False
+            claim = None
         except ClaimError:
             return False
-        mine = {result.key for result in claim.results_of(self._driver)}
-        return claim.ref.uid != other.uid or not mine & {device.key for device in other.plan.devices}
+        if claim is None or claim.ref.uid != other.uid:
+            LOG.info("a claim that is gone is released for the next one", extra=fields(claim=other.uid))
+            self._keeper.unprepare(other.ref)
+            return True
+        if {result.key for result in claim.results_of(self._driver)} & {device.key for device in other.plan.devices}:
+            return False
+        LOG.info("a claim that was allocated anew makes way", extra=fields(claim=other.uid))
+        if claim.allocated and claim.results_of(self._driver):
+            plan = self._plan(claim)
+        else:
+            plan = replace(other.plan, allocation_hash=claim.allocation_hash(self._driver), devices=(), pods=())
+        self._keeper.replan(plan)
+        return True
 
     def _refuse(self, claim: Claim, results: Sequence[AllocationResult], reason: str, text: str) -> PrepareError:
         LOG.warning("claim not prepared", extra=fields(claim=claim.ref.uid, name=claim.ref, reason=reason, error=text))

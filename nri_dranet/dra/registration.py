@@ -2,7 +2,7 @@
 
 kubelet watches a folder for sockets, asks each for its name, type, endpoint and versions, and tells whether it took it
 (``k8s.io/kubelet/pkg/apis/pluginregistration/v1``). The DRA socket serves before the registration socket appears. A
-registration socket that vanished, or that kubelet did not notice, is made anew.
+registration socket that vanished, or that kubelet did not notice, is made anew; so is a DRA socket that vanished.
 """
 
 from __future__ import annotations
@@ -11,13 +11,17 @@ import asyncio
 import base64
 import contextlib
 import hashlib
+import itertools
 import logging
+import os
 import socket
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 import grpc.aio
 
+from nri_dranet.dra import health as health_service
 from nri_dranet.dra.servicer import VERSIONS
 from nri_dranet.pb import pluginregistration_pb2
 from nri_dranet.telemetry import metrics
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from nri_dranet.dra.health import HealthService
+
 LOG = logging.getLogger(__name__)
 
 MAX_SOCKET_PATH: Final = 107
@@ -35,11 +41,36 @@ MAX_SOCKET_PATH: Final = 107
 _LOOK_SECONDS: Final = 2.0
 _UNNOTICED_SECONDS: Final = 30.0
 _GRACE_SECONDS: Final = 10.0
+_REGISTRATION_GRACE_SECONDS: Final = 1.0
+_PROBE_SECONDS: Final = 1.0
 _MAX_MESSAGE: Final = 16 << 20
+
+_numbers = itertools.count()
 
 
 class SocketError(Exception):
     """A socket cannot be made; the text names the path and the cause."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """A server and the file of its socket."""
+
+    server: grpc.aio.Server
+    path: Path
+    identity: tuple[int, int, int]
+
+    def is_there(self) -> bool:
+        """Tell whether the file is still this server's."""
+        try:
+            return _identity(self.path) == self.identity
+        except OSError:
+            return False
+
+    def remove(self) -> None:
+        """Remove the file, unless another instance has put its own there."""
+        if self.is_there():
+            self.path.unlink(missing_ok=True)
 
 
 class PluginServer:
@@ -53,6 +84,7 @@ class PluginServer:
         *,
         instance: str = "",
         versions: Sequence[str] = VERSIONS,
+        health: HealthService | None = None,
         look_seconds: float = _LOOK_SECONDS,
         unnoticed_seconds: float = _UNNOTICED_SECONDS,
     ) -> None:
@@ -63,23 +95,28 @@ class PluginServer:
             kubelet_root: parent of ``plugins`` and ``plugins_registry``.
             handlers: the services of the DRA socket.
             instance: the pod's UID where two instances may run side by side (KEP-4381, rolling update); empty: one.
-            versions: what is advertised.
-            look_seconds: time between two looks at the registration socket.
+            versions: what is advertised, the best first.
+            health: the health service; it is served and advertised too, and closed at the stop.
+            look_seconds: time between two looks at the sockets.
             unnoticed_seconds: time after which a socket that kubelet did not notice is made anew.
+
+        Raises:
+            SocketError: a path would be too long for a socket.
         """
         self._driver = driver
-        self._handlers = list(handlers)
-        self._versions = list(versions)
+        self._handlers = [*handlers, *(health.handlers() if health is not None else ())]
+        self._versions = [*versions, *(health_service.VERSIONS if health is not None else ())]
+        self._health = health
         self._look_seconds = look_seconds
         self._unnoticed_seconds = unnoticed_seconds
         suffix = f"-{instance}" if instance else ""
-        self.endpoint = kubelet_root / "plugins" / driver / f"dra{suffix}.sock"
+        self.endpoint = _checked(kubelet_root / "plugins" / driver / f"dra{suffix}.sock")
         self.registration_socket = _registration_path(kubelet_root / "plugins_registry", driver, instance)
-        self._server: grpc.aio.Server | None = None
-        self._registration: grpc.aio.Server | None = None
+        self._dra: _Served | None = None
+        self._registration: _Served | None = None
+        self._ending: set[asyncio.Task[None]] = set()
         self._registered = False
         self._problem = "kubelet has not registered the plugin yet"
-        self._inode = 0
 
     @property
     def registered(self) -> bool:
@@ -95,38 +132,46 @@ class PluginServer:
         """Serve on both sockets.
 
         Raises:
-            SocketError: a socket cannot be made.
+            SocketError: a socket cannot be made; nothing is served then.
         """
-        self._server = await self._serve(self.endpoint, self._handlers)
-        await self._announce()
+        self._dra = await self._serve(self.endpoint, self._handlers)
+        try:
+            await self._announce()
+        except SocketError:
+            await self.stop()
+            raise
 
     async def watch(self) -> None:
-        """Make the registration socket anew when it vanished or was not noticed; runs until it is cancelled."""
+        """Make the sockets anew when they vanished or were not noticed; runs until it is cancelled."""
         waited = 0.0
         while True:
             await asyncio.sleep(self._look_seconds)
             waited = 0.0 if self._registered else waited + self._look_seconds
-            gone = not self._is_ours()
-            if not gone and waited < self._unnoticed_seconds:
+            reason = self._reason(unnoticed=waited >= self._unnoticed_seconds)
+            if not reason:
                 continue
-            LOG.warning(
-                "registration socket is made anew",
-                extra=fields(
-                    path=self.registration_socket, reason="it vanished" if gone else "kubelet did not notice it"
-                ),
-            )
+            LOG.warning("registration socket is made anew", extra=fields(path=self.registration_socket, reason=reason))
             waited = 0.0
-            with contextlib.suppress(SocketError):
+            try:
                 await self._withdraw()
+                await self._serve_again()
                 await self._announce()
+            except SocketError as error:
+                self._problem = str(error)
+                LOG.error("kubelet cannot reach this plugin, trying on", extra=fields(error=error))  # noqa: TRY400 - the text says all
 
     async def stop(self) -> None:
         """Take no more calls, finish those that run, remove the sockets."""
         await self._withdraw()
-        if self._server is not None:
-            await self._server.stop(_GRACE_SECONDS)
-            self._server = None
-        self.endpoint.unlink(missing_ok=True)
+        if self._health is not None:
+            # A stream has no end of its own, which the grace would wait for.
+            self._health.close()
+        served, self._dra = self._dra, None
+        if served is not None:
+            await served.server.stop(_GRACE_SECONDS)
+            served.remove()
+        if self._ending:
+            await asyncio.gather(*self._ending)
 
     # ---- the registration service
 
@@ -147,6 +192,14 @@ class PluginServer:
 
     # ---- inside
 
+    def _reason(self, *, unnoticed: bool) -> str:
+        """Say why the sockets must be made anew; empty where they need not."""
+        if self._dra is None or not self._dra.is_there():
+            return "the DRA socket vanished"
+        if self._registration is None or not self._registration.is_there():
+            return "it vanished"
+        return "kubelet did not notice it" if unnoticed else ""
+
     async def _announce(self) -> None:
         methods = {
             "GetInfo": grpc.unary_unary_rpc_method_handler(
@@ -162,30 +215,28 @@ class PluginServer:
         }
         handler = grpc.method_handlers_generic_handler("pluginregistration.Registration", methods)
         self._registration = await self._serve(self.registration_socket, [handler])
-        self._inode = self.registration_socket.stat().st_ino
 
     async def _withdraw(self) -> None:
-        if self._registration is not None:
+        served, self._registration = self._registration, None
+        if served is not None:
             # First the file: kubelet takes its removal as the end of the plugin.
-            if self._is_ours():
-                self.registration_socket.unlink(missing_ok=True)
-            await self._registration.stop(1.0)
-            self._registration = None
+            served.remove()
+            await served.server.stop(_REGISTRATION_GRACE_SECONDS)
         self._registered = False
         metrics.KUBELET_REGISTERED.set(0)
 
-    def _is_ours(self) -> bool:
-        try:
-            return self.registration_socket.stat().st_ino == self._inode
-        except OSError:
-            return False
+    async def _serve_again(self) -> None:
+        """Give the DRA socket back its file, while calls that came by the former one are finished."""
+        former = self._dra
+        if former is not None and former.is_there():
+            return
+        self._dra = await self._serve(self.endpoint, self._handlers)
+        if former is not None:
+            task = asyncio.create_task(_end(former.server), name="former DRA server")
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
 
-    async def _serve(self, path: Path, handlers: Sequence[grpc.GenericRpcHandler]) -> grpc.aio.Server:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
-            _remove_dead(path)
-        except OSError as error:
-            raise SocketError(f"socket {path} cannot be made: {error}") from error
+    async def _serve(self, path: Path, handlers: Sequence[grpc.GenericRpcHandler]) -> _Served:
         server = grpc.aio.server(
             options=[
                 ("grpc.so_reuseport", 0),
@@ -193,32 +244,58 @@ class PluginServer:
             ]
         )
         server.add_generic_rpc_handlers(tuple(handlers))
+        # Bound beside its place and renamed when it serves: kubelet passes over names that begin with a dot, and gRPC
+        # unlinks, when a server stops, whatever has the name that the server was bound to by then.
+        made = path.with_name(f".{os.getpid()}-{next(_numbers)}")
         try:
-            server.add_insecure_port(f"unix://{path}")
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+            made.unlink(missing_ok=True)
+            server.add_insecure_port(f"unix://{made}")
             await server.start()
-        except RuntimeError as error:
+            _tell_former(path)
+            identity = _identity(made)
+            made.rename(path)
+        except (OSError, RuntimeError) as error:
+            await server.stop(None)
+            with contextlib.suppress(OSError):
+                made.unlink(missing_ok=True)
             raise SocketError(f"socket {path} cannot be made: {error}") from error
-        return server
+        return _Served(server, path, identity)
 
 
-def _remove_dead(path: Path) -> None:
-    """Remove the socket of an instance that is dead.
+async def _end(server: grpc.aio.Server) -> None:
+    await server.stop(_GRACE_SECONDS)
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    """Tell one socket from another that has its name and, as inodes are used again, its number.
 
     Raises:
-        OSError: it cannot be removed, or an instance listens on it.
+        OSError: there is none.
     """
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino, stat.st_mtime_ns
+
+
+def _tell_former(path: Path) -> None:
+    """Say what is about to be replaced: the socket of a dead instance, or of one that still listens.
+
+    Raises:
+        OSError: what is there is no socket.
+    """
+    if not path.exists() and not path.is_symlink():
+        return
+    if not path.is_socket():
+        raise FileExistsError(f"{path} exists and is no socket: remove it")
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe:
-        probe.settimeout(1.0)
+        probe.settimeout(_PROBE_SECONDS)
         try:
             probe.connect(str(path))
-        except FileNotFoundError:
-            return
         except OSError:
-            path.unlink(missing_ok=True)
+            LOG.info("socket of a dead instance replaced", extra=fields(path=path))
             return
     # The former instance may still be on its way out; kubelet's next look finds the new socket.
     LOG.warning("another instance listens on the socket; it is taken over", extra=fields(path=path))
-    path.unlink(missing_ok=True)
 
 
 def _registration_path(folder: Path, driver: str, instance: str) -> Path:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import grpc
 
@@ -23,12 +23,14 @@ from nri_dranet.telemetry import metrics
 from nri_dranet.telemetry.logs import fields
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from types import ModuleType
 
     from nri_dranet.dra.handler import ClaimHandler, PreparedDevice
 
 LOG = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 VERSIONS: Final = ("v1.DRAPlugin", "v1beta1.DRAPlugin")
 """What is advertised, in the order of preference: kubelet takes the first that it knows."""
@@ -45,6 +47,7 @@ class DraServicer:
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="prepare")
         self._locks: dict[str, asyncio.Lock] = {}
         self._waiting: dict[str, int] = {}
+        self._calls: set[asyncio.Future[Any]] = set()
 
     def close(self) -> None:
         """Wait for what is being prepared and end the threads."""
@@ -70,25 +73,30 @@ class DraServicer:
             found.append(grpc.method_handlers_generic_handler(service, methods))
         return found
 
-    @staticmethod
-    def _bind(method: Callable[[Any, ModuleType], Any], module: ModuleType) -> Callable[[Any, Any], Any]:
+    def _bind(self, method: Callable[[Any, ModuleType], Any], module: ModuleType) -> Callable[[Any, Any], Any]:
         async def call(request: Any, _context: Any) -> Any:
             # Shielded: kubelet may give up on a call, but what was begun for a claim is finished and its lock released.
-            return await asyncio.shield(asyncio.ensure_future(method(request, module)))
+            begun = asyncio.ensure_future(method(request, module))
+            self._calls.add(begun)
+            begun.add_done_callback(self._calls.discard)
+            return await asyncio.shield(begun)
 
         return call
 
     async def _prepare_all(self, request: Any, module: ModuleType) -> Any:
         began = time.monotonic()
         refs = _refs(request)
-        outcomes = await asyncio.gather(*(self._one(ref, self._handler.prepare) for ref in refs))
-        response = module.NodePrepareResourcesResponse()
-        for ref, (devices, error) in zip(refs, outcomes, strict=True):
-            answer = response.claims[ref.uid]
-            if error:
-                answer.error = error
-            for device in devices or ():
+
+        def prepare(ref: ClaimRef) -> Any:
+            answer = module.NodePrepareResourceResponse()
+            for device in self._handler.prepare(ref):
                 _add(answer, device, with_share=module is dra_v1_pb2)
+            return answer
+
+        outcomes = await asyncio.gather(*(self._one(ref, prepare) for ref in refs))
+        response = module.NodePrepareResourcesResponse()
+        for ref, (answer, error) in zip(refs, outcomes, strict=True):
+            response.claims[ref.uid].CopyFrom(module.NodePrepareResourceResponse(error=error) if error else answer)
         _count("PrepareResourceClaims", began, failed=any(error for _, error in outcomes))
         return response
 
@@ -102,24 +110,27 @@ class DraServicer:
         _count("UnprepareResourceClaims", began, failed=any(error for _, error in outcomes))
         return response
 
-    async def _one(
-        self, ref: ClaimRef, call: Callable[[ClaimRef], Sequence[PreparedDevice] | None]
-    ) -> tuple[Sequence[PreparedDevice] | None, str]:
-        """Handle one claim; return its devices, or why it failed."""
+    async def _one(self, ref: ClaimRef, call: Callable[[ClaimRef], T]) -> tuple[T | None, str]:
+        """Handle one claim; return what came of it, or why it failed."""
         lock = self._locks.setdefault(ref.uid, asyncio.Lock())
         self._waiting[ref.uid] = self._waiting.get(ref.uid, 0) + 1
         try:
             async with lock:
                 return await asyncio.get_running_loop().run_in_executor(self._pool, call, ref), ""
         except PrepareError as error:
-            return None, str(error) or "refused"
+            return None, _clean(str(error) or "refused")
         except Exception as error:
             LOG.exception("a claim failed unexpectedly", extra=fields(claim=ref.uid, name=ref))
-            return None, f"claim {ref}: internal error: {type(error).__name__}: {error}"
+            return None, _clean(f"claim {ref}: internal error: {type(error).__name__}: {error}")
         finally:
             self._waiting[ref.uid] -= 1
             if not self._waiting[ref.uid]:
                 del self._waiting[ref.uid], self._locks[ref.uid]
+
+
+def _clean(text: str) -> str:
+    """Make a text that protobuf takes: names that come from the kernel need not be UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _refs(request: Any) -> list[ClaimRef]:

@@ -14,11 +14,12 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
+from nri_dranet.inventory.attributes import NO_PROGRAMS
 from nri_dranet.inventory.device import Device
 from nri_dranet.inventory.hardware import Hardware
+from nri_dranet.inventory.pace import breathe
 from nri_dranet.inventory.programs import ProgramMonitor, ProgramScout
 from nri_dranet.inventory.state import NodeState, Policy
-from nri_dranet.inventory.attributes import NO_PROGRAMS
 from nri_dranet.inventory.uplinks import MAIN_TABLE, default_interfaces, is_default
 from nri_dranet.netlink.model import Address, Link, Route
 from nri_dranet.netlink.sockets import EventsLostError, LinkCache, RtnlMonitor, RtnlSocket
@@ -39,6 +40,7 @@ _SETTLE: Final = 0.03
 """Seconds that a burst is given to end."""
 
 _LONGEST_SETTLE: Final = 0.25
+_MAX_INTERFACE_NAME: Final = 15
 _LOOK_AGAIN: Final = 1.0
 _RETRY: Final = 1.0
 _SLICE: Final = 64
@@ -109,12 +111,25 @@ class Inventory:
             return tuple(self._state.devices[name] for name in sorted(self._state.devices))
 
     def device(self, name: str) -> Device | None:
-        """Return a device; for one that is not known the node is scanned first, at most once a second.
+        """Return a device; one that is not known is asked of the kernel by its name each time.
+
+        It may have come home a moment ago. For what has another name than its interface the node is scanned, at most
+        once a second.
 
         Raises:
             OSError: the kernel cannot be asked.
         """
         changed = False
+        with self._lock:
+            found = self._known(name)
+            if found is None and (touched := self._fetch(name)):
+                touched |= self._state.recompute_uplinks()
+                changed = self._state.rebuild(touched)
+                found = self._known(name)
+        if changed:
+            self._tell()
+        if found is not None:
+            return found
         with self._lock:
             found = self._known(name)
             now = time.monotonic()
@@ -148,13 +163,38 @@ class Inventory:
     def set_held(self, held: Mapping[str, Published]) -> None:
         """Tell which devices are in pods, by name, each with its entry as it was published.
 
-        An interface that comes home gets the name back that it had; a PCI function whose interface is in a pod is not
-        offered for its RDMA device alone; ``device`` answers for a held one without a scan.
+        An interface that comes home gets the name back that it had, and is known when this returns: between a pod's end
+        and the kernel's event it would be published by nobody. A PCI function whose interface is in a pod is not
+        offered for its RDMA device alone. ``device`` answers for a held one without a scan.
         """
+        state = self._state
         with self._lock:
-            changed = self._state.rebuild(self._state.held_changed(held))
+            if held == state.held or self._stop.is_set():
+                return
+            home = {name: entry for name, entry in state.held.items() if name not in held}
+            touched = state.held_changed(held)
+            for name, entry in home.items():
+                if name not in state.devices:
+                    touched |= self._fetch((entry.get("attributes", {}).get("dra.net/ifName") or {}).get("string", ""))
+            touched |= state.recompute_uplinks()
+            changed = state.rebuild(touched)
         if changed:
             self._tell()
+
+    def _fetch(self, name: str) -> set[int]:
+        """Take one interface in that should be on the node again; its events, which come later, say nothing new."""
+        try:
+            link = self._socket.link(name=name) if 0 < len(name.encode()) <= _MAX_INTERFACE_NAME else None
+            if link is None:
+                return set()
+            touched = self._state.link_changed(link)
+            for address in self._socket.addresses(link.index):
+                touched |= self._state.address_changed(address, gone=False)
+        except OSError as error:
+            # It was there a moment ago; the events say what became of it.
+            LOG.debug("an interface that came home cannot be read", extra=fields(interface=name, error=error))
+            return set()
+        return touched
 
     def subscribe(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called after each change of a device. It must not block."""
@@ -226,24 +266,8 @@ class Inventory:
         if not events and not programs:
             return
         state = self._state
-        touched: set[int] = set()
-        links: set[int] = set()
-        routes = False
         with self._lock:
-            for place, event in enumerate(events, 1):
-                if place % _SLICE == 0:
-                    time.sleep(0)
-                thing = event.object
-                metrics.INVENTORY_EVENTS.labels(event.kind).inc()
-                if isinstance(thing, Link):
-                    links.add(thing.index)
-                    touched |= state.link_gone(thing.index) if event.gone else state.link_changed(thing)
-                    # IPv4 routes of a link that goes down vanish without an event.
-                    routes = routes or thing.index in state.needed
-                elif isinstance(thing, Address):
-                    touched |= state.address_changed(thing, gone=event.gone)
-                elif isinstance(thing, Route):
-                    routes = routes or is_default(thing)
+            touched, links, routes = self._apply(events)
             if routes:
                 self._read_defaults()
             for index in links & state.links.keys() - programs:
@@ -256,6 +280,28 @@ class Inventory:
             metrics.INVENTORY_DEVICES.set(len(state.devices))
         if changed:
             self._tell()
+
+    def _apply(self, events: list[Event]) -> tuple[set[int], set[int], bool]:
+        """Take events in; returns the interfaces they concern, those that changed themselves, whether routes did."""
+        state = self._state
+        touched: set[int] = set()
+        links: set[int] = set()
+        routes = False
+        for place, event in enumerate(events, 1):
+            if place % _SLICE == 0:
+                breathe()
+            thing = event.object
+            metrics.INVENTORY_EVENTS.labels(event.kind).inc()
+            if isinstance(thing, Link):
+                links.add(thing.index)
+                touched |= state.link_gone(thing.index) if event.gone else state.link_changed(thing)
+                # IPv4 routes of a link that goes down vanish without an event.
+                routes = routes or thing.index in state.needed
+            elif isinstance(thing, Address):
+                touched |= state.address_changed(thing, gone=event.gone)
+            elif isinstance(thing, Route):
+                routes = routes or is_default(thing)
+        return touched, links, routes
 
     def _scan_now(self, cause: str) -> None:
         """Scan everything, on the inventory's own thread."""
@@ -286,7 +332,9 @@ class Inventory:
         touched: set[int] = set()
         if hardware:
             self._hardware.look()
-        touched |= self._state.replace(self._socket.iter_links(self._cache), self._socket.addresses())
+        # The first scan has nothing to compare with, and its cost is part of the start.
+        cache = self._cache if self._scanned.is_set() else None
+        touched |= self._state.replace(self._socket.iter_links(cache), self._socket.addresses())
         if hardware:
             touched |= self._state.hardware_changed()
         self._read_defaults()

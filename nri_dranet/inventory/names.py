@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import base64
+import binascii
+import hashlib
 import re
 from typing import Final
 
 MAX_NAME: Final = 63
 """Characters of a device name (``resource.k8s.io/v1``: a DNS-1123 label)."""
 
-_LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
-_NOT_LABEL: Final = re.compile(r"[^a-z0-9]+")
+_ENCODED: Final = "net-"
+_LABEL: Final = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?")
+_DIGEST: Final = 8
 
 
 def is_label(name: str) -> bool:
@@ -19,11 +22,14 @@ def is_label(name: str) -> bool:
 
 
 def interface_device_name(name: str) -> str:
-    """Name the device of an interface: its own name where that is a label, else ``net-`` and its bytes in base32."""
-    if is_label(name):
+    """Name the device of an interface: its own name where that is a label, else ``net-`` and its bytes in base32.
+
+    Two interfaces never get one name: a name that another one's encoding could be is encoded too.
+    """
+    if is_label(name) and not _is_encoding(name):
         return name
-    data = name.encode("utf-8", "surrogateescape")
-    return "net-" + base64.b32encode(data).decode("ascii").rstrip("=").lower()
+    text = base64.b32encode(name.encode("utf-8", "surrogateescape")).decode("ascii").rstrip("=").lower()
+    return _ENCODED + text if name else ""
 
 
 def pci_device_name(address: str, qualifier: str = "") -> str:
@@ -36,7 +42,24 @@ def pci_device_name(address: str, qualifier: str = "") -> str:
     name = f"pci-{address.lower().replace(':', '-').replace('.', '-')}"
     if not qualifier:
         return name
-    tail = _NOT_LABEL.sub("-", qualifier.lower()).strip("-")
-    if tail != qualifier:
-        tail = interface_device_name(qualifier)
-    return f"{name}-{tail}"[:MAX_NAME].rstrip("-")
+    full = f"{name}-{interface_device_name(qualifier)}"
+    if len(full) <= MAX_NAME:
+        return full
+    digest = hashlib.sha256(qualifier.encode("utf-8", "surrogateescape")).hexdigest()[:_DIGEST]
+    return f"{full[: MAX_NAME - _DIGEST - 1].rstrip('-')}-{digest}"
+
+
+def _is_encoding(name: str) -> bool:
+    """Tell whether a label is what another interface's name is encoded as."""
+    if not name.startswith(_ENCODED):
+        return False
+    text = name.removeprefix(_ENCODED).upper()
+    try:
+        data = base64.b32decode(text + "=" * (-len(text) % 8))
+    except (binascii.Error, ValueError):
+        return False
+    # Bits that the padding hides make several texts of one value; only the canonical one is ever produced.
+    if base64.b32encode(data).decode("ascii").rstrip("=") != text:
+        return False
+    plain = data.decode("utf-8", "surrogateescape")
+    return not is_label(plain) or _is_encoding(plain)

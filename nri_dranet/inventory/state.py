@@ -2,252 +2,400 @@
 
 from __future__ import annotations
 
+import fnmatch
+import ipaddress
 import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from nri_dranet.inventory.attributes import (
+    NO_PROGRAMS,
     Attributes,
     Programs,
     SysfsFacts,
     interface_attributes,
     pci_attributes,
+    placement_attributes,
     rdma_attributes,
     within_limits,
 )
 from nri_dranet.inventory.device import Device
 from nri_dranet.inventory.names import interface_device_name, pci_device_name
-from nri_dranet.inventory.uplinks import cannot_move, uplinks
+from nri_dranet.inventory.pace import breathe
+from nri_dranet.inventory.uplinks import cannot_move, is_representor, uplinks
 from nri_dranet.telemetry import metrics
 from nri_dranet.telemetry.logs import fields
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
+    from nri_dranet.inventory.hardware import Hardware
     from nri_dranet.netlink.model import Address, Link
-    from nri_dranet.sysfs import PciDevice, Sysfs
 
 LOG = logging.getLogger(__name__)
 
-NETWORK_CLASS: Final = 0x02
-UNUSABLE_DRIVERS: Final = frozenset({"vfio-pci", "uio_pci_generic", "igb_uio", "pci-stub"})
-"""Drivers that give a function to a program in user space: it has no interface then."""
+_ARPHRD_INFINIBAND: Final = 32
+_SLICE: Final = 16
+_MOST_TOLD: Final = 4096
+
+Published = dict[str, Any]
+"""A device's entry in a ResourceSlice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """What the operator decided: interfaces that are never offered, those that alone are, and IPoIB."""
+    """What the operator decided.
+
+    ``deny`` are never offered, and if ``allow`` is not empty nothing else is; deny wins. Both hold names of interfaces
+    or devices, or PCI addresses, and patterns of them (``ens*``). ``list_types``: the cluster has
+    DRAListTypeAttributes.
+    """
 
     allow: frozenset[str] = frozenset()
     deny: frozenset[str] = frozenset()
     move_ib_interfaces: bool = True
+    list_types: bool = False
 
 
 @dataclass(slots=True)
 class NodeState:
     """Links, addresses and routes of the node, and the devices made from them."""
 
-    sysfs: Sysfs
+    hardware: Hardware
     policy: Policy
-    programs_of: Callable[[Link], Programs]
     links: dict[int, Link] = field(default_factory=dict)
     addresses: dict[int, dict[str, Address]] = field(default_factory=dict)
-    ports: dict[int, set[int]] = field(default_factory=dict)
-    facts: dict[int, SysfsFacts] = field(default_factory=dict)
-    functions: dict[str, PciDevice] = field(default_factory=dict)
-    on_function: dict[str, set[int]] = field(default_factory=dict)
-    defaults: dict[int, str] = field(default_factory=dict)
-    node_addresses: frozenset[str] = frozenset()
+    programs: dict[int, Programs] = field(default_factory=dict)
     needed: dict[int, str] = field(default_factory=dict)
     devices: dict[str, Device] = field(default_factory=dict)
-    name_of: dict[int, str] = field(default_factory=dict)
-    told: set[tuple[str, str]] = field(default_factory=set)
+    held: dict[str, Published] = field(default_factory=dict)
+    _ports: dict[int, set[int]] = field(default_factory=dict)
+    _facts: dict[int, SysfsFacts] = field(default_factory=dict)
+    _on_function: dict[str, set[int]] = field(default_factory=dict)
+    _shared: set[str] = field(default_factory=set)
+    _held_on: dict[str, dict[str, Published]] = field(default_factory=dict)
+    _stale_functions: set[str] = field(default_factory=set)
+    _defaults: dict[int, str] = field(default_factory=dict)
+    _node_addresses: frozenset[str] = frozenset()
+    _carriers: dict[int, str] = field(default_factory=dict)
+    _topology_changed: bool = True
+    _name_of: dict[int, str] = field(default_factory=dict)
+    _told: set[tuple[str, str]] = field(default_factory=set)
 
     # ---- what the kernel tells; each returns the interfaces that it concerns
 
     def link_changed(self, link: Link) -> set[int]:
         """Take a link in."""
-        old = self.links.get(link.index)
-        self.links[link.index] = link
-        if old is None or old.name != link.name:
-            self._forget_facts(link.index)
-            self._learn_facts(link)
-        if old is not None and old.master != link.master:
-            self.ports.get(old.master, set()).discard(link.index)
-        if link.master:
-            self.ports.setdefault(link.master, set()).add(link.index)
-        touched = {link.index}
-        if old is None or old.name != link.name or old.kind != link.kind:
-            touched |= self.ports.get(link.index, set())
-            touched |= self._same_function(link.index)
+        index = link.index
+        old = self.links.get(index)
+        if old is link or old == link:
+            return set()
+        self.links[index] = link
+        touched = {index}
+        if old is None or _place(old) != _place(link):
+            self._topology_changed = True
+            if old is not None:
+                self._ports.get(old.master, set()).discard(index)
+            if link.master:
+                self._ports.setdefault(link.master, set()).add(index)
+        if old is None or (old.name, old.kind) != (link.name, link.kind):
+            touched |= self._ports.get(index, set())
+            touched |= self._learn(link)
+        elif self._facts[index].parent is not None and (old.operstate, old.carrier) != (link.operstate, link.carrier):
+            # The speed of hardware changes with its link.
+            touched |= self._learn(link)
         return touched
 
     def link_gone(self, index: int) -> set[int]:
         """Take out a link that was removed or left the namespace."""
         link = self.links.pop(index, None)
-        touched = {index} | self._same_function(index) | self.ports.get(index, set())
+        if link is None:
+            return set()
+        self._topology_changed = True
         self.addresses.pop(index, None)
-        self._forget_facts(index)
-        self.ports.pop(index, None)
-        if link is not None and link.master:
-            self.ports.get(link.master, set()).discard(index)
-        return touched
+        self.programs.pop(index, None)
+        self._carriers.pop(index, None)
+        self._ports.get(link.master, set()).discard(index)
+        return {index} | self._ports.pop(index, set()) | self._forget(index)
 
     def address_changed(self, address: Address, *, gone: bool) -> set[int]:
         """Take an address in or out."""
-        known = self.addresses.setdefault(address.index, {})
+        index = address.index
+        if index not in self.links:
+            return set()
+        known = self.addresses.setdefault(index, {})
         if gone:
             known.pop(address.cidr, None)
+        elif known.get(address.cidr) == address:
+            return set()
         else:
             known[address.cidr] = address
-        return {address.index}
+        self._find_carrier(index)
+        return {index}
+
+    def programs_changed(self, index: int, programs: Programs) -> set[int]:
+        """Take in the programs of an interface."""
+        if index not in self.links or self.programs.get(index, NO_PROGRAMS) == programs:
+            return set()
+        if programs == NO_PROGRAMS:
+            del self.programs[index]
+        else:
+            self.programs[index] = programs
+        return {index}
+
+    def defaults_changed(self, defaults: dict[int, str]) -> None:
+        """Take in which interfaces default routes leave by, and why."""
+        if defaults != self._defaults:
+            self._defaults = defaults
+            self._topology_changed = True
 
     def replace(self, links: Iterable[Link], addresses: Iterable[Address]) -> set[int]:
-        """Take in whole dumps; returns every interface, those that went too."""
-        before = set(self.links)
-        fresh = {link.index: link for link in links}
-        for index in before - fresh.keys():
-            self.link_gone(index)
-        for link in fresh.values():
-            self.link_changed(link)
-        self.addresses = {}
+        """Take in whole dumps; returns the interfaces for which they say something new."""
+        touched: set[int] = set()
+        seen = set()
+        for place, link in enumerate(links, 1):
+            if place % _SLICE == 0:
+                breathe()
+            seen.add(link.index)
+            touched |= self.link_changed(link)
+        for index in [index for index in self.links if index not in seen]:
+            touched |= self.link_gone(index)
+        fresh: dict[int, dict[str, Address]] = {}
         for address in addresses:
-            self.addresses.setdefault(address.index, {})[address.cidr] = address
-        return before | fresh.keys()
+            if address.index in seen:
+                fresh.setdefault(address.index, {})[address.cidr] = address
+        for index in fresh.keys() | self.addresses.keys():
+            if fresh.get(index, {}) != self.addresses.get(index, {}):
+                touched.add(index)
+        self.addresses = fresh
+        self._find_carriers()
+        return touched
+
+    def hardware_changed(self) -> set[int]:
+        """Take in what the hardware says after a look at it; returns the interfaces for which that is new."""
+        touched: set[int] = set()
+        self._stale_functions |= self.hardware.functions.keys()
+        self._stale_functions |= {
+            device.pci_address for device in self.devices.values() if device.link is None and device.pci_address
+        }
+        for index, facts in list(self._facts.items()):
+            link = self.links[index]
+            if facts.parent is not None or link.name in self.hardware.rdma_of_interface or facts.rdma is not None:
+                touched |= self._learn(link) | {index}
+        return touched
+
+    # ---- what others tell
+
+    def node_addresses_changed(self, addresses: Iterable[str]) -> None:
+        """Take in the addresses of the node; what is no address (its name) is passed over."""
+        found = set()
+        for text in addresses:
+            try:
+                found.add(str(ipaddress.ip_address(text)))
+            except ValueError:
+                continue
+        self._node_addresses = frozenset(found)
+        self._find_carriers()
+
+    def held_changed(self, held: Mapping[str, Published]) -> set[int]:
+        """Take in the devices that are in pods; returns the interfaces whose name may depend on that."""
+        before = self._held_on
+        self.held = dict(held)
+        self._held_on = {}
+        for name, entry in self.held.items():
+            address = (entry.get("attributes", {}).get("dra.net/pciAddress") or {}).get("string")
+            if address:
+                self._held_on.setdefault(address, {})[name] = entry
+        changed = {a for a in before.keys() | self._held_on.keys() if before.get(a) != self._held_on.get(a)}
+        self._stale_functions |= changed
+        return {index for address in changed for index in self._on_function.get(address, ())}
 
     # ---- what follows
 
     def recompute_uplinks(self) -> set[int]:
-        """Find anew what the node needs; returns the interfaces for which that changed."""
-        seeds = dict(self.defaults)
-        for index, known in self.addresses.items():
-            mine = next((a.address for a in known.values() if a.address in self.node_addresses), None)
-            if mine is not None:
-                seeds.setdefault(index, f"it carries the node's address {mine}")
-        needed = uplinks(seeds, self.links.get, lambda index: self.ports.get(index, ()))
+        """Find anew what the node needs, if that can have changed; returns the interfaces for which it did."""
+        if not self._topology_changed:
+            return set()
+        self._topology_changed = False
+        seeds = {
+            **{index: f"it carries the node's address {a}" for index, a in self._carriers.items()},
+            **self._defaults,
+        }
+        needed = uplinks(seeds, self.links.get, lambda index: self._ports.get(index, ()))
         changed = {i for i in needed.keys() | self.needed.keys() if needed.get(i) != self.needed.get(i)}
         self.needed = needed
         return changed
 
     def rebuild(self, indices: Iterable[int]) -> bool:
-        """Make the devices of these interfaces anew; True when a device is another one now."""
+        """Make the devices of these interfaces, and of functions without one, anew; True when one is another now."""
         changed = False
-        for index in indices:
-            link = self.links.get(index)
-            device = self._device(link) if link is not None else None
-            old_name = self.name_of.pop(index, None)
-            if old_name is not None and (device is None or device.name != old_name):
-                gone = self.devices.get(old_name)
-                if gone is not None and (gone.link is None or gone.link.index == index):
-                    del self.devices[old_name]
-                    changed = True
-            if device is None:
-                continue
-            self.name_of[index] = device.name
-            old = self.devices.get(device.name)
-            if old != device:
-                self.devices[device.name] = device
-                changed = changed or old is None or old.entry() != device.entry() or old.refused != device.refused
-        return changed
-
-    def rebuild_functions(self, functions: Iterable[PciDevice]) -> bool:
-        """Take in the PCI network functions; True when a device is another one now. Slow: sysfs was walked."""
-        self.functions = {function.address: function for function in functions if _usable(function)}
-        changed = False
-        bare = {}
-        for function in self.functions.values():
-            if self.on_function.get(function.address):
-                continue
-            device = self._bare(function)
-            bare[device.name] = device
-        for name in [n for n, d in self.devices.items() if d.link is None and n not in bare]:
-            del self.devices[name]
-            changed = True
-        for name, device in bare.items():
-            if self.devices.get(name) != device:
-                self.devices[name] = device
-                changed = True
+        for place, index in enumerate(indices, 1):
+            if place % _SLICE == 0:
+                breathe()
+            changed = self._rebuild(index) or changed
+        stale, self._stale_functions = self._stale_functions, set()
+        for address in stale:
+            changed = self._rebuild_bare(address) or changed
         return changed
 
     # ---- inside
 
-    def _learn_facts(self, link: Link) -> None:
-        sysfs = self.sysfs
-        address = link.parent_device if link.parent_bus == "pci" else sysfs.pci_address(link.name)
-        virtual = sysfs.is_virtual(link.name)
-        function = sysfs.pci_device(address) if address else None
-        rdma = next(iter(function.infiniband), None) if function else None
-        self.facts[link.index] = SysfsFacts(
-            virtual=bool(link.kind and not address) if virtual is None else virtual,
-            pci_address=function.address if function else None,
-            sriov_total_vfs=max(0, function.sriov_total_vfs) if function else 0,
-            sriov_num_vfs=max(0, function.sriov_num_vfs) if function else 0,
-            is_vf=bool(function and function.physical_function),
-            rdma=rdma,
-        )
-        if function is not None:
-            self.functions[function.address] = function
-            self.on_function.setdefault(function.address, set()).add(link.index)
+    def _rebuild(self, index: int) -> bool:
+        link = self.links.get(index)
+        device = self._device(link) if link is not None else None
+        old_name = self._name_of.pop(index, None)
+        changed = False
+        if old_name is not None and (device is None or device.name != old_name):
+            gone = self.devices.get(old_name)
+            # Two interfaces may have swapped names within one burst.
+            if gone is not None and gone.link is not None and gone.link.index == index:
+                del self.devices[old_name]
+                changed = True
+        if device is None:
+            return changed
+        self._name_of[index] = device.name
+        old = self.devices.get(device.name)
+        self.devices[device.name] = device
+        return changed or old is None or old.refused != device.refused or old.attributes != device.attributes
 
-    def _forget_facts(self, index: int) -> None:
-        facts = self.facts.pop(index, None)
-        if facts is not None and facts.pci_address is not None:
-            self.on_function.get(facts.pci_address, set()).discard(index)
+    def _rebuild_bare(self, address: str) -> bool:
+        name = pci_device_name(address)
+        old = self.devices.get(name)
+        device = self._bare(address, name)
+        if device is None:
+            if old is None or old.link is not None:
+                return False
+            del self.devices[name]
+            return True
+        self.devices[name] = device
+        return old != device
 
-    def _same_function(self, index: int) -> set[int]:
-        facts = self.facts.get(index)
-        address = facts.pci_address if facts else None
-        return set(self.on_function.get(address, ())) if address else set()
+    def _find_carriers(self) -> None:
+        for index in self.addresses.keys() | self._carriers.keys():
+            self._find_carrier(index)
+
+    def _find_carrier(self, index: int) -> None:
+        known = self.addresses.get(index, {}).values() if self._node_addresses else ()
+        mine = next((a.address for a in known if a.address in self._node_addresses), None)
+        if mine == self._carriers.get(index):
+            return
+        self._topology_changed = True
+        if mine is None:
+            del self._carriers[index]
+        else:
+            self._carriers[index] = mine
+
+    def _learn(self, link: Link) -> set[int]:
+        """Learn what sysfs tells of an interface; returns the others of its PCI function where their number changed."""
+        facts = self.hardware.interface(link)
+        if facts.function is not None and (is_representor(link) or self._is_stacked(link) or self._stays_ib(link)):
+            facts = SysfsFacts(virtual=facts.virtual, parent=facts.parent, rdma=facts.rdma, speed=facts.speed)
+        before = self._facts.get(link.index)
+        if before is not None and before.function == facts.function:
+            self._facts[link.index] = facts
+            return set()
+        touched = self._forget(link.index)
+        self._facts[link.index] = facts
+        if facts.function is None:
+            return touched
+        self._stale_functions.add(facts.function)
+        on_function = self._on_function.setdefault(facts.function, set())
+        on_function.add(link.index)
+        if len(on_function) > 1:
+            self._shared.add(facts.function)
+            touched |= on_function
+        return touched
+
+    def _forget(self, index: int) -> set[int]:
+        facts = self._facts.pop(index, None)
+        if facts is None or facts.function is None:
+            return set()
+        self._stale_functions.add(facts.function)
+        others = self._on_function.get(facts.function, set())
+        others.discard(index)
+        return set(others)
+
+    def _is_stacked(self, link: Link) -> bool:
+        """Tell whether an interface stands on another one of its function (an IPoIB child with its own partition)."""
+        below = self._facts.get(link.lower) if link.lower and link.lower_netnsid is None else None
+        return below is not None and below.function is not None
+
+    def _stays_ib(self, link: Link) -> bool:
+        return not self.policy.move_ib_interfaces and _is_ib(link)
 
     def _device(self, link: Link) -> Device | None:
-        facts = self.facts.get(link.index, SysfsFacts())
-        if link.kind == "ipoib" and not self.policy.move_ib_interfaces:
+        if self._stays_ib(link):
             return None
-        function = self.functions.get(facts.pci_address) if facts.pci_address else None
-        name = interface_device_name(link.name)
+        facts = self._facts[link.index]
         attributes: Attributes = {}
-        if function is not None:
-            several = len(self.on_function.get(function.address, ())) > 1
-            name = pci_device_name(function.address, (link.phys_port_name or link.name) if several else "")
-            attributes |= pci_attributes(function)
-        programs = self.programs_of(link)
+        name = interface_device_name(link.name)
+        place = self.hardware.function_facts(facts.parent) if facts.parent else None
+        if place is not None and facts.function:
+            name = self._pci_name(facts.function, link)
+            attributes |= pci_attributes(place, list_types=self.policy.list_types)
+        elif place is not None:
+            attributes |= placement_attributes(place, list_types=self.policy.list_types)
+        programs = self.programs.get(link.index, NO_PROGRAMS)
         attributes |= interface_attributes(link, self.addresses.get(link.index, {}).values(), facts, programs)
-        attributes |= rdma_attributes(facts.rdma)
+        attributes |= rdma_attributes(self.hardware.rdma_facts(facts.rdma))
         return Device(
             name=name,
             link=link,
-            pci_address=facts.pci_address,
+            pci_address=facts.function,
             rdma=facts.rdma,
             attributes=self._limited(name, attributes),
-            refused=self._refused(link),
+            refused=self._refused(name, link, facts),
         )
 
-    def _bare(self, function: PciDevice) -> Device:
+    def _pci_name(self, address: str, link: Link) -> str:
+        """Name an interface of a PCI function so that no name ever means another one of the same function."""
+        held = self._held_on.get(address, {})
+        for name, entry in held.items():
+            if _is_interface_of(entry, link):
+                return name
+        if not held and address not in self._shared:
+            return pci_device_name(address)
+        ports = [self.links[index].phys_port_name for index in self._on_function.get(address, ())]
+        by_port = bool(link.phys_port_name) and ports.count(link.phys_port_name) == 1
+        return pci_device_name(address, link.phys_port_name if by_port else link.name)
+
+    def _bare(self, address: str, name: str) -> Device | None:
         """A PCI function without an interface on the host: an RDMA device, or an interface that is in a pod."""
+        function = self.hardware.functions.get(address)
+        if function is None or self._on_function.get(address) or address in self._held_on:
+            return None
         rdma = next(iter(function.infiniband), None)
-        name = pci_device_name(function.address)
+        facts = self.hardware.function_facts(address)
+        attributes = pci_attributes(facts, list_types=self.policy.list_types) if facts is not None else {}
+        refused = "" if rdma else "it has neither an interface on the host nor an RDMA device"
+        if _listed(self.policy.deny, {name, address}):
+            refused = "it is on the list of denied interfaces"
+        elif not refused and self.policy.allow and not _listed(self.policy.allow, {name, address}):
+            refused = "it is not on the list of allowed interfaces"
         return Device(
             name=name,
-            pci_address=function.address,
+            pci_address=address,
             rdma=rdma,
-            attributes=self._limited(name, pci_attributes(function) | rdma_attributes(rdma)),
-            refused="" if rdma else "it has neither an interface on the host nor an RDMA device",
+            attributes=self._limited(name, attributes | rdma_attributes(self.hardware.rdma_facts(rdma))),
+            refused=refused,
         )
 
-    def _refused(self, link: Link) -> str:
-        names = {link.name, *link.altnames}
-        if names & self.policy.deny:
+    def _refused(self, name: str, link: Link, facts: SysfsFacts) -> str:
+        names = {name, link.name, *link.altnames, *((facts.function,) if facts.function else ())}
+        if _listed(self.policy.deny, names):
             return "it is on the list of denied interfaces"
         why = self.needed.get(link.index) or cannot_move(link, self.links.get(link.master))
-        if not why and self.policy.allow and not names & self.policy.allow:
+        if not why and self.policy.allow and not _listed(self.policy.allow, names):
             return "it is not on the list of allowed interfaces"
         return why
 
-    def _limited(self, name: str, attributes: Mapping[str, Mapping[str, object]]) -> Attributes:
+    def _limited(self, name: str, attributes: Attributes) -> Attributes:
         kept, dropped = within_limits(attributes)
         for attribute in dropped:
-            if (name, attribute) not in self.told:
-                self.told.add((name, attribute))
+            if (name, attribute) not in self._told:
+                if len(self._told) >= _MOST_TOLD:
+                    self._told.clear()
+                self._told.add((name, attribute))
                 metrics.ATTRIBUTES_DROPPED.labels(attribute).inc()
                 LOG.warning(
                     "attribute left out: the API takes 64 bytes of text and 32 attributes a device",
@@ -256,8 +404,23 @@ class NodeState:
         return kept
 
 
-def _usable(function: PciDevice) -> bool:
-    is_network = function.base_class == NETWORK_CLASS
-    return (
-        bool(function.driver) and function.driver not in UNUSABLE_DRIVERS and (is_network or bool(function.infiniband))
+def _place(link: Link) -> tuple[object, ...]:
+    return link.name, link.kind, link.master, link.lower, link.lower_netnsid
+
+
+def _is_ib(link: Link) -> bool:
+    return link.kind == "ipoib" or link.type == _ARPHRD_INFINIBAND
+
+
+def _is_interface_of(entry: Published, link: Link) -> bool:
+    """Tell whether a device that counts as in a pod is this interface, which came home."""
+    attributes = entry.get("attributes", {})
+    macs = {link.address, link.permanent_address} - {""}
+    return bool(
+        (attributes.get("dra.net/ifName") or {}).get("string") == link.name
+        or (attributes.get("dra.net/mac") or {}).get("string") in macs
     )
+
+
+def _listed(patterns: frozenset[str], names: set[str]) -> bool:
+    return bool(patterns) and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns for name in names)

@@ -6,6 +6,7 @@ stands on it: its ports and slaves, the parent of a VLAN or macvlan, and theirs 
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +24,13 @@ SKIPPED_NAMES: Final = frozenset({"cilium_net", "cilium_host", "docker0"})
 
 UNMOVABLE_KINDS: Final = frozenset({"bridge", "bond", "team", "vrf", "openvswitch"})
 """Kinds that the kernel keeps in their namespace; a kernel from 6.14 on says so itself (``IFLA_NETNS_IMMUTABLE``)."""
+
+FALLBACK_TUNNELS: Final = frozenset(
+    {"tunl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6tnl0", "ip6gre0", "ip6_vti0", "sit0"}
+)
+"""Tunnel devices that the kernel makes in every namespace by itself and that stay there."""
+
+_REPRESENTOR: Final = re.compile(r"(c[0-9]+)?pf[0-9]+(vf|sf)[0-9]+")
 
 # IFLA_LINK of a veth is its peer, which is no more than a neighbour.
 _PEERS: Final = frozenset({"veth", "netkit"})
@@ -76,6 +84,11 @@ def uplinks(
     return found
 
 
+def is_representor(link: Link) -> bool:
+    """Tell whether an interface is a switch's port for a virtual function (devlink names it ``pf0vf1``)."""
+    return bool(link.phys_switch_id) and _REPRESENTOR.fullmatch(link.phys_port_name) is not None
+
+
 def cannot_move(link: Link, master: Link | None) -> str:
     """Return why an interface cannot be given to a pod whatever it is used for; empty: it can."""
     if link.flags & IFF_LOOPBACK:
@@ -85,6 +98,9 @@ def cannot_move(link: Link, master: Link | None) -> str:
     if link.master:
         above = f"{master.name}, a {master.kind or 'device'}" if master is not None else f"interface {link.master}"
         return f"it is a port of {above}"
-    if link.netns_immutable or link.kind in UNMOVABLE_KINDS:
-        return f"the kernel does not let a {link.kind or 'device of this kind'} leave its network namespace"
+    if is_representor(link):
+        return f"it is the switch's port of a virtual function ({link.phys_port_name})"
+    if link.netns_immutable or link.kind in UNMOVABLE_KINDS or (link.kind and link.name in FALLBACK_TUNNELS):
+        what = f"a {link.kind}" if link.kind else "this device"
+        return f"the kernel does not let {what} leave its network namespace"
     return ""

@@ -1,27 +1,37 @@
 """Requests to the API server: blocking, thread-safe, raw JSON in and out.
 
-The ``kubernetes`` package reads the configuration and keeps the credentials fresh (service account token, kubeconfig
-with token, certificate or plugin). Its generated client and its models are not used: their import alone costs more
-memory than the rest of this program (design decision 10). Transport is urllib3's connection pool, with one pool for
-requests and one for watches, so that watches never keep a request waiting. There is no client-side rate limit: a node
-has few requests.
+``kube.access`` knows the server and the credentials. The generated client of the ``kubernetes`` package and its models
+are not used: their import alone costs more memory than the rest of this program (design decision 10). Transport is
+urllib3's connection pool, with one pool for requests and one for watches, so that watches never keep a request
+waiting. There is no client-side rate limit: a node has few requests.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import socket
 import threading
+import time
 import urllib.parse
 from typing import TYPE_CHECKING, Any, Final
 
 import urllib3
+from urllib3.connection import HTTPConnection
 
+from nri_dranet.kube import access
+from nri_dranet.kube.access import ConfigurationError
+from nri_dranet.kube.lists import decode_list
 from nri_dranet.kube.resources import kind_of
 from nri_dranet.telemetry import metrics
+from nri_dranet.telemetry.logs import fields
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    from nri_dranet.kube.access import Access
+
+__all__ = ["APPLY", "DEFAULT_TIMEOUT", "JSON_PATCH", "MERGE", "ApiError", "ConfigurationError", "KubeClient"]
 
 LOG = logging.getLogger(__name__)
 
@@ -32,17 +42,23 @@ JSON_PATCH: Final = "application/json-patch+json"
 DEFAULT_TIMEOUT: Final = 10.0
 """Seconds that a request may take."""
 
+CONNECT_TIMEOUT: Final = 3.0
+"""Seconds that a connection may take: a server that is away is noticed soon."""
+
 _CONNECTIONS: Final = 16
 _UNAUTHORIZED: Final = 401
 _TOO_MANY: Final = 429
 _SERVER_ERROR: Final = 500
 _MAX_MESSAGE: Final = 2048
+_RECONNECT_SECONDS: Final = 30.0
 
-_SERVICE_ACCOUNT: Final = "/var/run/secrets/kubernetes.io/serviceaccount/token"
-
-
-class ConfigurationError(Exception):
-    """There is no usable configuration for the API server; the text names the file and the cause."""
+# A server that vanished without a word (power, network) is noticed after about a minute, also by a silent watch.
+_KEEPALIVE: Final = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+)
 
 
 class ApiError(Exception):
@@ -84,17 +100,16 @@ class ApiError(Exception):
 class KubeClient:
     """The API server. Thread-safe."""
 
-    def __init__(self, configuration: Any, reload: Any) -> None:
-        """Use a configuration; see ``load``.
+    def __init__(self, way: Access) -> None:
+        """Use a way to the server; see ``load``.
 
-        Args:
-            configuration: a ``kubernetes.client.Configuration``.
-            reload: reads the configuration anew and returns it.
+        Raises:
+            ConfigurationError: its certificates cannot be read.
         """
+        self._access = way
         self._lock = threading.Lock()
-        self._configuration = configuration
-        self._reload = reload
-        self._requests, self._watches = _pools(configuration)
+        self._pools = _pools(way)
+        self._made = time.monotonic()
 
     @classmethod
     def load(cls, kubeconfig: str = "") -> KubeClient:
@@ -106,17 +121,18 @@ class KubeClient:
         Raises:
             ConfigurationError: it cannot be read, or is not complete.
         """
+        return cls(access.load(kubeconfig))
 
-        def read() -> Any:
-            return _read(kubeconfig)
-
-        return cls(read(), read)
+    def close(self) -> None:
+        """Close the connections that nobody uses now. The client still works afterwards, with new ones."""
+        with self._lock:
+            for pool in self._pools:
+                pool.clear()
 
     @property
     def server(self) -> str:
         """The server's address."""
-        host: str = self._configuration.host
-        return host
+        return self._access.server
 
     def get(
         self, path: str, params: Mapping[str, str] | None = None, *, timeout: float = DEFAULT_TIMEOUT
@@ -127,6 +143,25 @@ class KubeClient:
             ApiError: it was refused, or there was no answer.
         """
         return self._request("GET", path, params=params, timeout=timeout)
+
+    def items(
+        self,
+        path: str,
+        params: Mapping[str, str] | None = None,
+        *,
+        keep: Callable[[dict[str, Any]], Mapping[str, Any]] = dict,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> tuple[str, list[Mapping[str, Any]]]:
+        """Read a list: its ``resourceVersion``, and its items, each reduced by ``keep``.
+
+        Raises:
+            ApiError: it was refused, or there was no answer.
+        """
+        raw = self._raw("GET", path, params=params, timeout=timeout)
+        try:
+            return decode_list(raw.decode(), keep)
+        except ValueError as error:
+            raise ApiError(0, "BadAnswer", f"the API server's answer to GET {path} is no list: {error}") from error
 
     def create(
         self,
@@ -200,8 +235,8 @@ class KubeClient:
         Raises:
             ApiError: it was refused, or there was no answer.
         """
-        timeout = urllib3.Timeout(connect=DEFAULT_TIMEOUT, read=read_timeout)
-        response = self._send(self._watches, "GET", path, None, "", params, timeout, preload=False)
+        timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT, read=read_timeout)
+        response = self._send("GET", path, None, "", params, timeout, watch=True)
         if response.status >= 400:
             try:
                 raise _error(response.status, response.read(), response.headers)
@@ -221,21 +256,33 @@ class KubeClient:
         params: Mapping[str, str] | None = None,
         timeout: float,
     ) -> dict[str, Any]:
-        data = None if body is None else body if isinstance(body, bytes) else _encode(body)
-        limits = urllib3.Timeout(total=timeout)
-        response = self._send(self._requests, method, path, data, content_type, params, limits, preload=True)
-        raw = response.data
-        if response.status >= 400:
-            raise _error(response.status, raw, response.headers)
+        raw = self._raw(method, path, body=body, content_type=content_type, params=params, timeout=timeout)
         try:
             answer = json.loads(raw) if raw else {}
         except ValueError as error:
             raise ApiError(0, "BadAnswer", f"the API server's answer to {method} {path} is no JSON") from error
         return answer if isinstance(answer, dict) else {}
 
+    def _raw(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        content_type: str = "application/json",
+        params: Mapping[str, str] | None = None,
+        timeout: float,
+    ) -> bytes:
+        data = None if body is None else body if isinstance(body, bytes) else _encode(body)
+        limits = urllib3.Timeout(connect=min(CONNECT_TIMEOUT, timeout), total=timeout)
+        response = self._send(method, path, data, content_type, params, limits, watch=False)
+        raw = response.data
+        if response.status >= 400:
+            raise _error(response.status, raw, response.headers)
+        return raw
+
     def _send(  # noqa: PLR0917 - one place where all parts of a request meet
         self,
-        pool: urllib3.PoolManager,
         method: str,
         path: str,
         data: bytes | None,
@@ -243,51 +290,77 @@ class KubeClient:
         params: Mapping[str, str] | None,
         timeout: urllib3.Timeout,
         *,
-        preload: bool,
+        watch: bool,
+    ) -> urllib3.BaseHTTPResponse:
+        response = self._attempt(method, path, data, content_type, params, timeout, watch=watch)
+        if response.status == _UNAUTHORIZED and self._renew():
+            response.drain_conn()
+            response = self._attempt(method, path, data, content_type, params, timeout, watch=watch)
+        return response
+
+    def _attempt(  # noqa: PLR0917 - the same
+        self,
+        method: str,
+        path: str,
+        data: bytes | None,
+        content_type: str,
+        params: Mapping[str, str] | None,
+        timeout: urllib3.Timeout,
+        *,
+        watch: bool,
     ) -> urllib3.BaseHTTPResponse:
         kind = kind_of(path)
-        for attempt in (1, 2):
-            headers = {"Accept": "application/json", "User-Agent": "nri-dranet", **self._credentials()}
-            if data is not None:
-                headers["Content-Type"] = content_type
+        headers = {"Accept": "application/json", "User-Agent": "nri-dranet"}
+        if data is not None:
+            headers["Content-Type"] = content_type
+        try:
+            authorization = self._access.authorization()
+        except ConfigurationError as error:
+            raise ApiError(0, "NoCredentials", str(error)) from error
+        if authorization:
+            headers["Authorization"] = authorization
+        with self._lock:
+            pool = self._pools[watch]
+        url = self.server + path + ("?" + urllib.parse.urlencode(params) if params else "")
+        try:
             try:
                 response = pool.request(
-                    method,
-                    self.server + path + ("?" + _query(params) if params else ""),
-                    body=data,
-                    headers=headers,
-                    timeout=timeout,
-                    preload_content=preload,
-                    retries=urllib3.Retry(
-                        total=1, connect=0, read=1, redirect=0, status=0, other=0, allowed_methods=["GET"]
-                    ),
+                    method, url, body=data, headers=headers, timeout=timeout, preload_content=not watch, retries=False
                 )
-            except (urllib3.exceptions.HTTPError, OSError) as error:
-                metrics.API_REQUESTS.labels(method, kind, "0").inc()
-                cause = getattr(error, "reason", None) or error
-                raise ApiError(0, type(cause).__name__, f"{self.server} does not answer: {cause}") from error
-            metrics.API_REQUESTS.labels(method, kind, str(response.status)).inc()
-            if response.status == _UNAUTHORIZED and attempt == 1 and self._refresh():
-                response.drain_conn()
-                continue
-            return response
-        raise AssertionError  # pragma: no cover - the second attempt returns
+            except urllib3.exceptions.ProtocolError:
+                # A kept-alive connection that the server has just closed; the next one is fresh. Only what changes
+                # nothing, or changes to the same whenever it is repeated, is sent again.
+                if method != "GET" and content_type != APPLY:
+                    raise
+                response = pool.request(
+                    method, url, body=data, headers=headers, timeout=timeout, preload_content=not watch, retries=False
+                )
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            metrics.API_REQUESTS.labels(method, kind, "0").inc()
+            cause = getattr(error, "reason", None) or error
+            if isinstance(cause, urllib3.exceptions.SSLError):
+                self._reconnect()
+            raise ApiError(0, type(cause).__name__, f"{self.server} does not answer: {cause}") from error
+        metrics.API_REQUESTS.labels(method, kind, str(response.status)).inc()
+        return response
 
-    def _credentials(self) -> dict[str, str]:
-        with self._lock:
-            token = self._configuration.get_api_key_with_prefix("BearerToken", "authorization")
-        return {"Authorization": token} if token else {}
-
-    def _refresh(self) -> bool:
-        """Read the configuration anew after a refusal of the credentials; False when it cannot be read."""
-        try:
-            fresh = self._reload()
-        except ConfigurationError as error:
-            LOG.warning("credentials cannot be read anew: %s", error)
+    def _renew(self) -> bool:
+        """Get new credentials after the server refused those that we have."""
+        if not self._access.renew():
             return False
-        with self._lock:
-            self._configuration = fresh
+        self._reconnect(at_once=True)
         return True
+
+    def _reconnect(self, *, at_once: bool = False) -> None:
+        """Read certificates and authority anew, which may have been replaced; new connections use them."""
+        with self._lock:
+            if not at_once and time.monotonic() - self._made < _RECONNECT_SECONDS:
+                return
+            try:
+                self._pools = _pools(self._access)
+            except ConfigurationError as error:
+                LOG.warning("certificates cannot be read anew", extra=fields(error=error))
+            self._made = time.monotonic()
 
 
 def _encode(body: Any) -> bytes:
@@ -295,50 +368,28 @@ def _encode(body: Any) -> bytes:
     return json.dumps(body, separators=(",", ":"), sort_keys=True, ensure_ascii=False).encode()
 
 
-def _query(params: Mapping[str, str]) -> str:
-    return urllib.parse.urlencode(params)
-
-
-def _read(kubeconfig: str) -> Any:
-    from kubernetes.client.configuration import Configuration  # noqa: PLC0415 - only the daemon needs it
-    from kubernetes.config import ConfigException, load_incluster_config, load_kube_config  # noqa: PLC0415 - the same
-
-    configuration = Configuration()
-    try:
-        if kubeconfig:
-            load_kube_config(config_file=kubeconfig, client_configuration=configuration)  # type: ignore[no-untyped-call]  # the package has no types
-        else:
-            load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]  # the same
-    except (ConfigException, OSError, ValueError, TypeError, KeyError) as error:
-        where = f"kubeconfig {kubeconfig}" if kubeconfig else f"the pod's service account ({_SERVICE_ACCOUNT})"
-        raise ConfigurationError(
-            f"{where} cannot be used: {error}" + ("" if kubeconfig else "; outside of a pod give --kubeconfig")
-        ) from error
-    if not configuration.host:
-        raise ConfigurationError(f"kubeconfig {kubeconfig} names no server")
-    return configuration
-
-
-def _pools(configuration: Any) -> tuple[urllib3.PoolManager, urllib3.PoolManager]:
+def _pools(way: Access) -> tuple[urllib3.PoolManager, urllib3.PoolManager]:
+    """Make the pools for requests and for watches."""
     options: dict[str, Any] = {
-        "cert_reqs": "CERT_REQUIRED" if configuration.verify_ssl else "CERT_NONE",
-        "ca_certs": configuration.ssl_ca_cert,
-        "cert_file": configuration.cert_file,
-        "key_file": configuration.key_file,
-        "assert_hostname": configuration.assert_hostname,
-        "server_hostname": configuration.tls_server_name,
-        "timeout": DEFAULT_TIMEOUT,
+        "num_pools": 2,
+        "maxsize": _CONNECTIONS,
+        "socket_options": [*HTTPConnection.default_socket_options, *_KEEPALIVE],
     }
-    options = {name: value for name, value in options.items() if value is not None}
-    if not str(configuration.host).startswith("https"):
-        options = {"timeout": DEFAULT_TIMEOUT}
+    if way.server.startswith("https:"):
+        options["ssl_context"] = access.tls_context(way.tls)
+        if way.tls.server_name:
+            options["server_hostname"] = way.tls.server_name
+        if not way.tls.verify:
+            options["cert_reqs"] = "CERT_NONE"
+            # urllib3 would warn at each request.
+            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+            LOG.warning("the API server's certificate is not verified", extra=fields(server=way.server))
     try:
-        return (
-            urllib3.PoolManager(num_pools=2, maxsize=_CONNECTIONS, **options),
-            urllib3.PoolManager(num_pools=2, maxsize=_CONNECTIONS, **options),
-        )
-    except (ValueError, OSError) as error:
-        raise ConfigurationError(f"the configuration for {configuration.host} cannot be used: {error}") from error
+        if way.proxy:
+            return urllib3.ProxyManager(way.proxy, **options), urllib3.ProxyManager(way.proxy, **options)
+        return urllib3.PoolManager(**options), urllib3.PoolManager(**options)
+    except (ValueError, urllib3.exceptions.HTTPError) as error:
+        raise ConfigurationError(f"the configuration for {way.server} cannot be used: {error}") from error
 
 
 def _error(status: int, raw: bytes, headers: Mapping[str, str]) -> ApiError:

@@ -34,6 +34,7 @@ MAX_REASON: Final = 128
 _QUEUED: Final = 512
 _REMEMBERED: Final = 1024
 _TRIES: Final = 4
+_LONGEST_PAUSE: Final = 10.0
 _SAME_SECONDS: Final = 600.0
 _QUIET_SECONDS: Final = 5.0
 _NOT_FOUND: Final = 404
@@ -57,13 +58,16 @@ class _Said:
     reason: str
     message: str
     at: float
+    clock: float
 
 
 @dataclass(slots=True)
 class _Known:
+    """An Event that was sent: its name, how often it was said, and when last (monotonic)."""
+
     name: str
     count: int
-    at: float
+    clock: float
 
 
 class EventRecorder:
@@ -106,7 +110,7 @@ class EventRecorder:
             message: for people; cut at 1,024 characters.
             warning: whether it is a Warning; else Normal.
         """
-        said = _Said(ref, warning, reason[:MAX_REASON], _cut(message), time.time())
+        said = _Said(ref, warning, reason[:MAX_REASON], _cut(message), time.time(), time.monotonic())
         try:
             self._queue.put_nowait(said)
         except queue.Full:
@@ -118,7 +122,11 @@ class EventRecorder:
             said = self._queue.get()
             if said is None:
                 return
-            self._deliver(said)
+            try:
+                self._deliver(said)
+            except Exception:
+                metrics.EVENTS_DROPPED.inc()
+                LOG.exception("event not sent", extra=fields(object=said.ref.name, reason=said.reason))
 
     def _deliver(self, said: _Said) -> None:
         pause = 0.5
@@ -130,7 +138,7 @@ class EventRecorder:
                     metrics.EVENTS_DROPPED.inc()
                     LOG.warning("event not sent", extra=fields(object=said.ref.name, reason=said.reason, error=error))
                     return
-                self._stop.wait(error.retry_after or pause)
+                self._stop.wait(min(error.retry_after or pause, _LONGEST_PAUSE))
                 pause *= 2
             else:
                 return
@@ -138,22 +146,22 @@ class EventRecorder:
     def _send(self, said: _Said) -> None:
         key = (said.ref.uid, said.reason, said.message)
         known = self._known.get(key)
-        if known is not None and said.at - known.at < _SAME_SECONDS:
-            known.count += 1
-            if said.at - known.at < _QUIET_SECONDS:
+        if known is not None and said.clock - known.clock < _SAME_SECONDS:
+            if said.clock - known.clock < _QUIET_SECONDS:
+                known.count += 1
                 return
-            known.at = said.at
             try:
-                body = {"count": known.count, "lastTimestamp": _stamp(said.at)}
+                body = {"count": known.count + 1, "lastTimestamp": _stamp(said.at)}
                 self._client.patch(event_path(said.ref.namespace, known.name), body, content_type=MERGE)
             except ApiError as error:
                 if error.status != _NOT_FOUND:
                     raise
             else:
+                known.count, known.clock = known.count + 1, said.clock
                 return
-        name = f"{said.ref.name[:200]}.{hashlib.sha256(repr((key, said.at)).encode()).hexdigest()[:16]}"
+        name = f"{said.ref.name[:200].rstrip('.-')}.{hashlib.sha256(repr((key, said.at)).encode()).hexdigest()[:16]}"
         self._client.create(events_path(said.ref.namespace), self._object(name, said))
-        self._known[key] = _Known(name, 1, said.at)
+        self._known[key] = _Known(name, 1, said.clock)
         self._known.move_to_end(key)
         while len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)

@@ -1,8 +1,8 @@
 """List and watch, for ever: three generators, one inside the other.
 
-``watch`` never ends by itself: it lists, follows, and begins anew with a growing pause when something fails.
-``_follow`` lives from one list to the moment when its position is too old (410). ``_connection`` is one HTTP
-response.
+``watch`` never ends by itself: it lists, follows, and lists anew when it must. ``_follow`` lives from one list to the
+moment when its position is too old (410) or refused; a connection that breaks or is refused for a while is replaced
+from the same position, without a new list. ``_connection`` is one HTTP response.
 
 Source of the facts: Kubernetes API concepts, "Efficient detection of changes" (resourceVersion, bookmarks, 410 Gone).
 """
@@ -13,10 +13,11 @@ import contextlib
 import json
 import logging
 import random
-import socket
 import threading
+import time
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import urllib3
 
@@ -26,9 +27,11 @@ from nri_dranet.telemetry import metrics
 from nri_dranet.telemetry.logs import fields
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from nri_dranet.kube.client import KubeClient
+
+    Keep = Callable[[dict[str, Any]], Mapping[str, Any]]
 
 LOG = logging.getLogger(__name__)
 
@@ -40,8 +43,10 @@ MODIFIED: Final = "MODIFIED"
 DELETED: Final = "DELETED"
 
 _GONE: Final = 410
+_LIST_ANEW: Final = "BadWatch"
 _FIRST_PAUSE: Final = 0.2
-_LONGEST_PAUSE: Final = 30.0
+_LONGEST_PAUSE: Final = 10.0
+_STABLE_SECONDS: Final = 5.0
 _SERVER_SECONDS: Final = 300
 _SILENCE: Final = _SERVER_SECONDS + 30.0
 _MAX_LINE: Final = 16 << 20
@@ -90,7 +95,58 @@ class Closer:
                 _shut(response)
 
 
-def watch(client: KubeClient, path: str, *, field_selector: str = "", closer: Closer) -> Iterator[WatchEvent]:
+class _Pace:
+    """How a watch goes: says once that it fails and once that it works again, and waits ever longer in between.
+
+    A node has many watches of the same kind, which fail together: the first and the last of them speak for all.
+    """
+
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+    _failed: ClassVar[Counter[str]] = Counter()
+
+    def __init__(self, kind: str, selector: str, closer: Closer) -> None:
+        self._kind = kind
+        self._selector = selector
+        self._closer = closer
+        self._pause = _FIRST_PAUSE
+        self._failing = False
+
+    def works(self) -> None:
+        """The server answers, or nobody asks any more."""
+        if not self._failing:
+            return
+        self._failing = False
+        with self._lock:
+            self._failed[self._kind] -= 1
+            last = not self._failed[self._kind]
+        if last and not self._closer.stop.is_set():
+            LOG.info("watches work again", extra=fields(resource=self._kind))
+
+    def stable(self) -> None:
+        """The server has answered for a while: the next failure waits shortly again."""
+        self._pause = _FIRST_PAUSE
+
+    def fails(self, error: ApiError) -> None:
+        """Wait after a failure."""
+        metrics.WATCH_RESTARTS.labels(self._kind).inc()
+        if not self._failing:
+            self._failing = True
+            with self._lock:
+                self._failed[self._kind] += 1
+                first = self._failed[self._kind] == 1
+            if first and not self._closer.stop.is_set():
+                LOG.warning("watches fail", extra=fields(resource=self._kind, selector=self._selector, error=error))
+        self.wait(error.retry_after)
+
+    def wait(self, asked: float | None = None) -> None:
+        """Wait, with jitter, and longer the next time."""
+        self._closer.stop.wait(min(asked or self._pause, _LONGEST_PAUSE) * random.uniform(0.6, 1.2))  # noqa: S311 - no secret
+        self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+
+
+def watch(
+    client: KubeClient, path: str, *, field_selector: str = "", closer: Closer, keep: Keep = dict
+) -> Iterator[WatchEvent]:
     """Give the list as it is, then every change, for ever.
 
     Failures are logged when they begin and when they end, and tried again with a growing pause. After each list a
@@ -101,37 +157,31 @@ def watch(client: KubeClient, path: str, *, field_selector: str = "", closer: Cl
         path: the collection.
         field_selector: restricts it.
         closer: ends it.
+        keep: reduces an object to what is used of it, so that a long list needs little memory.
     """
-    kind = kind_of(path)
-    pause = _FIRST_PAUSE
-    failing = False
-    while not closer.stop.is_set():
-        try:
-            for event in _follow(client, path, field_selector, closer):
-                if failing:
-                    LOG.info("watch works again", extra=fields(resource=kind, selector=field_selector))
-                failing, pause = False, _FIRST_PAUSE
-                yield event
-        except _ExpiredError:
-            metrics.WATCH_RESTARTS.labels(kind).inc()
-        except ApiError as error:
-            if closer.stop.is_set():
-                return
-            if not failing:
-                LOG.warning("watch fails", extra=fields(resource=kind, selector=field_selector, error=error))
-            failing = True
-            metrics.WATCH_RESTARTS.labels(kind).inc()
-            closer.stop.wait(error.retry_after or pause * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
-            pause = min(pause * 2, _LONGEST_PAUSE)
+    pace = _Pace(kind_of(path), field_selector, closer)
+    try:
+        while not closer.stop.is_set():
+            try:
+                yield from _follow(client, path, field_selector, closer, pace, keep)
+            except _ExpiredError:
+                metrics.WATCH_RESTARTS.labels(kind_of(path)).inc()
+                pace.wait()
+            except ApiError as error:
+                pace.fails(error)
+    finally:
+        pace.works()
 
 
-def _follow(client: KubeClient, path: str, field_selector: str, closer: Closer) -> Iterator[WatchEvent]:
+def _follow(  # noqa: PLR0917 - the parts of a watch
+    client: KubeClient, path: str, field_selector: str, closer: Closer, pace: _Pace, keep: Keep
+) -> Iterator[WatchEvent]:
     """List, then follow on one connection after the other."""
     selector = {"fieldSelector": field_selector} if field_selector else {}
-    listed = client.get(path, selector)
-    items = listed.get("items") or []
-    yield WatchEvent(SYNC, objects=tuple(item for item in items if isinstance(item, dict)))
-    version = str(listed.get("metadata", {}).get("resourceVersion") or "")
+    version, items = client.items(path, selector, keep=keep)
+    pace.works()
+    yield WatchEvent(SYNC, objects=tuple(items))
+    del items
     while not closer.stop.is_set():
         params = {
             **selector,
@@ -140,18 +190,30 @@ def _follow(client: KubeClient, path: str, field_selector: str, closer: Closer) 
             "resourceVersion": version,
             "timeoutSeconds": str(random.randint(_SERVER_SECONDS // 2, _SERVER_SECONDS)),  # noqa: S311 - no secret
         }
-        for line in _connection(client, path, params, closer):
-            change = line.get("object")
-            if line.get("type") == "ERROR" or not isinstance(change, dict):
-                _raise(change)
-                continue
-            version = str(change.get("metadata", {}).get("resourceVersion") or version)
-            if line.get("type") in (ADDED, MODIFIED, DELETED):
-                yield WatchEvent(str(line["type"]), change)
+        began = time.monotonic()
+        try:
+            for line in _connection(client, path, params, closer, pace):
+                change = line.get("object")
+                if line.get("type") == "ERROR" or not isinstance(change, dict):
+                    raise _error(change)
+                pace.stable()
+                version = str(change.get("metadata", {}).get("resourceVersion") or version)
+                if line.get("type") in (ADDED, MODIFIED, DELETED):
+                    yield WatchEvent(str(line["type"]), keep(change))
+        except ApiError as error:
+            # What is refused for another cause than the server's state needs a new list.
+            if not error.retriable or error.reason == _LIST_ANEW:
+                raise
+            pace.fails(error)
+            continue
+        if time.monotonic() - began > _STABLE_SECONDS:
+            pace.stable()
+        else:
+            pace.wait()
 
 
 def _connection(
-    client: KubeClient, path: str, params: Mapping[str, str], closer: Closer
+    client: KubeClient, path: str, params: Mapping[str, str], closer: Closer, pace: _Pace
 ) -> Iterator[Mapping[str, Any]]:
     """Give the lines of one response until the server ends it."""
     try:
@@ -160,18 +222,19 @@ def _connection(
         if error.status == _GONE:
             raise _ExpiredError from error
         raise
+    pace.works()
     closer.hold(response)
     rest = b""
     try:
         for piece in response.stream(_READ_SIZE):
-            rest += piece
-            *lines, rest = rest.split(b"\n")
+            *lines, rest = (rest + piece).split(b"\n")
             if len(rest) > _MAX_LINE:
-                raise ApiError(0, "BadAnswer", "a line of the watch is too long")
+                raise ApiError(0, _LIST_ANEW, "a line of the watch is too long")
             for line in lines:
                 if line.strip():
                     yield _decode(line)
-    except (urllib3.exceptions.HTTPError, OSError, ValueError, AttributeError) as error:
+    except (urllib3.exceptions.HTTPError, OSError, AttributeError) as error:
+        # AttributeError: another thread closed the connection, and its parts with it.
         if not closer.stop.is_set():
             raise ApiError(0, type(error).__name__, f"the watch broke off: {error}") from error
     finally:
@@ -180,22 +243,24 @@ def _connection(
 
 
 def _decode(line: bytes) -> Mapping[str, Any]:
-    found = json.loads(line)
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        raise ApiError(0, _LIST_ANEW, f"a line of the watch is no JSON: {error}") from error
     return found if isinstance(found, dict) else {}
 
 
-def _raise(status: Any) -> None:
-    code = status.get("code") if isinstance(status, dict) else None
+def _error(status: Any) -> Exception:
+    """Return what an ERROR event means."""
+    answer = status if isinstance(status, dict) else {}
+    code = answer.get("code")
     if code == _GONE:
-        raise _ExpiredError
-    message = str(status.get("message")) if isinstance(status, dict) else "an event without an object"
-    raise ApiError(int(code) if isinstance(code, int) else 0, "WatchError", message)
+        return _ExpiredError()
+    message = str(answer.get("message") or "an event without an object")
+    return ApiError(code if isinstance(code, int) else 0, _LIST_ANEW, message)
 
 
 def _shut(response: urllib3.BaseHTTPResponse) -> None:
     """Break a connection off, so that the thread that reads it wakes up."""
-    connection = getattr(response, "connection", None) or getattr(response, "_connection", None)
-    sock = getattr(connection, "sock", None)
-    with contextlib.suppress(OSError):
-        if sock is not None:
-            sock.shutdown(socket.SHUT_RDWR)
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        response.shutdown()

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 from nri_dranet.telemetry.logs import fields
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from nri_dranet.claims.facts import DeviceFacts
     from nri_dranet.claims.plan import CharDevice, ClaimPlan, DevicePlan
+    from nri_dranet.receipt.metadata import MetadataFiles
 
 LOG = logging.getLogger(__name__)
 
@@ -65,17 +66,19 @@ def by_request(plan: ClaimPlan) -> dict[str, list[DevicePlan]]:
 
 
 class Receipts:
-    """The receipts in the CDI folder. Touches no file that is not this driver's."""
+    """The receipts in the CDI folder, and the metadata that they bring along. Touches no file but this driver's."""
 
-    def __init__(self, folder: Path, driver: str) -> None:
+    def __init__(self, folder: Path, driver: str, metadata: MetadataFiles | None = None) -> None:
         """Use a folder that the runtime reads CDI files from (``/var/run/cdi``, ``/etc/cdi``).
 
         Args:
             folder: made when it is not there at the first receipt.
             driver: the driver's name; it begins the file names.
+            metadata: the metadata files (KEP-5304); None: containers get none.
         """
         self._folder = folder
         self._prefix = f"{driver}-receipt-"
+        self._metadata = metadata
 
     def write(
         self, plan: ClaimPlan, facts: Iterable[DeviceFacts], char_devices: Iterable[tuple[str, CharDevice]] = ()
@@ -83,6 +86,7 @@ class Receipts:
         """Write the receipts of a claim whose devices are attached.
 
         Each file appears whole, by a rename. A receipt that is there already with the same content is left alone.
+        The metadata that it binds into containers is there before it.
 
         Args:
             plan: the claim.
@@ -92,17 +96,47 @@ class Receipts:
         Raises:
             ReceiptError: a file cannot be written.
         """
+        facts = tuple(facts)
         names = {(fact.key, fact.request): fact for fact in facts}
         nodes: dict[str, list[CharDevice]] = {}
         for owner, node in char_devices:
             nodes.setdefault(owner, []).append(node)
         for identity, devices in by_request(plan).items():
             shown = [_shown(device, names.get((device.key, device.request))) for device in devices]
-            content = _content(identity, devices[0].main_request, shown, nodes.get(identity, ()))
+            mounts = self._write_metadata(plan, identity, devices, facts)
+            content = _content(identity, devices[0].main_request, shown, nodes.get(identity, ()), mounts)
             self._write(self._path(identity), content)
 
+    def refresh(self, current: Callable[[], tuple[ClaimPlan, Sequence[DeviceFacts]] | None]) -> None:
+        """Bring the metadata of an attached claim up to date, in the files that its containers see.
+
+        A file that cannot be written is told in the log: it is tried again with the next change.
+
+        Args:
+            current: gives the claim and what is known of its devices; None when it is not attached. Asked while no
+                other metadata is written, so that older facts never follow newer ones.
+        """
+        if self._metadata is None:
+            return
+        with self._metadata.lock:
+            found = current()
+            if found is None:
+                return
+            plan, facts = found
+            for identity, devices in by_request(plan).items():
+                try:
+                    changed = self._metadata.rewrite(plan, identity, devices, facts)
+                except OSError as error:
+                    LOG.warning(
+                        "metadata not brought up to date",
+                        extra=fields(claim=plan.ref.uid, path=self._metadata.path(identity), error=error),
+                    )
+                    continue
+                if changed:
+                    LOG.debug("metadata brought up to date", extra=fields(claim=plan.ref.uid, receipt=identity))
+
     def remove(self, plan: ClaimPlan) -> None:
-        """Remove the receipts of a claim, before its devices leave the pod.
+        """Remove the receipts of a claim, before its devices leave the pod, and their metadata after them.
 
         Raises:
             ReceiptError: a file is there and cannot be removed.
@@ -113,9 +147,15 @@ class Receipts:
                 path.unlink(missing_ok=True)
             except OSError as error:
                 raise ReceiptError(f"the receipt {path} cannot be removed: {error.strerror}") from error
+            if self._metadata is not None:
+                try:
+                    self._metadata.remove(identity)
+                except OSError as error:
+                    text = f"the metadata file {self._metadata.path(identity)} cannot be removed: {error.strerror}"
+                    raise ReceiptError(text) from error
 
     def sweep(self, attached: Callable[[], Iterable[ClaimPlan]]) -> list[str]:
-        """Remove the receipts of claims that are not attached, and files that were never finished.
+        """Remove the receipts and metadata of claims that are not attached, and files that were never finished.
 
         Args:
             attached: gives the claims whose receipts stay. Asked after the files are listed: a claim is recorded before
@@ -127,8 +167,12 @@ class Receipts:
         try:
             present = sorted(self._folder.iterdir())
         except FileNotFoundError:
+            present = []
+        metadata = self._metadata.listing() if self._metadata is not None else []
+        if not present and not metadata:
             return []
-        keep = {self._path(identity).name for plan in attached() for identity in by_request(plan)}
+        identities = [identity for plan in attached() for identity in by_request(plan)]
+        keep = {self._path(identity).name for identity in identities}
         keep |= {f".{name}.new" for name in keep}
         removed = []
         for path in present:
@@ -136,11 +180,32 @@ class Receipts:
                 with contextlib.suppress(OSError):
                     path.unlink()
                     removed.append(path.name)
+        if self._metadata is not None:
+            removed += self._metadata.sweep(metadata, identities)
         return removed
 
     def missing(self, plan: ClaimPlan) -> bool:
-        """Tell whether a receipt of the claim is not there."""
-        return any(not self._path(identity).exists() for identity in by_request(plan))
+        """Tell whether a receipt of the claim, or its metadata, is not there."""
+        paths = [self._path(identity) for identity in by_request(plan)]
+        if self._metadata is not None:
+            paths += [self._metadata.path(identity) for identity in by_request(plan)]
+        return any(not path.exists() for path in paths)
+
+    def _write_metadata(
+        self, plan: ClaimPlan, identity: str, devices: Sequence[DevicePlan], facts: Sequence[DeviceFacts]
+    ) -> list[dict[str, Any]]:
+        """Write the metadata of a receipt; return the mounts that bring it into containers."""
+        if self._metadata is None:
+            return []
+        path = self._metadata.path(identity)
+        try:
+            mount = self._metadata.mount(plan, identity, devices[0].main_request)
+            self._metadata.write(plan, identity, devices, facts)
+        except (OSError, ValueError) as error:
+            cause = error.strerror if isinstance(error, OSError) else error
+            LOG.warning("metadata not written", extra=fields(claim=plan.ref.uid, path=path, error=error))
+            raise ReceiptError(f"the metadata file {path} cannot be written: {cause}") from error
+        return [mount]
 
     def _path(self, identity: str) -> Path:
         return self._folder / f"{self._prefix}{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
@@ -170,13 +235,21 @@ def _shown(device: DevicePlan, fact: DeviceFacts | None) -> str:
     return device.rdma.link if device.rdma else device.key.device
 
 
-def _content(identity: str, request: str, shown: Sequence[str], nodes: Iterable[CharDevice]) -> str:
+def _content(
+    identity: str,
+    request: str,
+    shown: Sequence[str],
+    nodes: Iterable[CharDevice],
+    mounts: Sequence[Mapping[str, Any]] = (),
+) -> str:
     kind, _, name = identity.partition("=")
     variable = _NOT_VARIABLE.sub("_", request.upper())
     edits: dict[str, Any] = {"env": [f"DRA_NET_{variable}={','.join(shown)}"]}
     unique = {node.path: node for node in nodes}
     if unique:
         edits["deviceNodes"] = [_node(unique[path]) for path in sorted(unique)]
+    if mounts:
+        edits["mounts"] = list(mounts)
     spec = {"cdiVersion": CDI_VERSION, "kind": kind, "devices": [{"name": name, "containerEdits": edits}]}
     return json.dumps(spec, separators=(",", ":")) + "\n"
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import threading
 import time
 from dataclasses import replace
@@ -19,8 +18,8 @@ from nri_dranet.claims.facts import DeviceFacts, Phase
 from nri_dranet.claims.lifecycle import State
 from nri_dranet.claims.record import ClaimRecord, Holder
 from nri_dranet.netlink.namespaces import NamespaceGoneError
-from nri_dranet.receipt.receipts import ReceiptError, Receipts, receipt_id
-from nri_dranet.reconcile import words
+from nri_dranet.receipt.receipts import ReceiptError, Receipts
+from nri_dranet.reconcile import lookups, words
 from nri_dranet.reconcile.hooktypes import Adjustment, ContainerRef, HookError
 from nri_dranet.reconcile.locks import DeviceBusyError, DeviceLocks
 from nri_dranet.reconcile.namespaces import Namespaces
@@ -102,11 +101,11 @@ class Keeper:
             DeviceBusyError: a device is being moved by somebody else.
         """
         wanted, names = list(uids), set(more)
-        names |= _all_names(self._present(wanted))
+        names |= lookups.all_names(self._present(wanted))
         while True:
             with self.locks.hold(names, until=until):
                 records = self._present(wanted)
-                now = _all_names(records)
+                now = lookups.all_names(records)
                 if now <= names:
                     yield records
                     return
@@ -126,9 +125,9 @@ class Keeper:
             JournalError: it cannot be recorded; nothing has changed.
         """
         until = time.monotonic() + LOCK_SECONDS
-        with self.holding([plan.ref.uid], until=until, more=_names(plan)) as found:
+        with self.holding([plan.ref.uid], until=until, more=lookups.names(plan)) as found:
             old = found[0] if found else None
-            plan = self._with_receipts(plan, old)
+            plan = lookups.with_receipts(plan, old, self._driver)
             self._refuse_conflicts(plan)
             if old is None or old.holder is None:
                 record = ClaimRecord(plan=plan, facts=words.facts(plan, Phase.PREPARED))
@@ -139,8 +138,21 @@ class Keeper:
                 record = replace(old, successor=plan, prepared=True)
             record = self.journal.put(record)
         self._outlets.held()
-        self._tell(record)
+        self.tell(record)
         return record
+
+    def replan(self, plan: ClaimPlan) -> None:
+        """Let a claim's new allocation take effect now; no sandbox runs with the former one.
+
+        Raises:
+            ConflictError: a device of it is in another claim.
+            DeviceBusyError: a device is being moved just now.
+            JournalError: it cannot be recorded.
+            NotReturnedError: a device of the former allocation is stuck in a pod's namespace.
+        """
+        self.prepare(plan)
+        with self.holding([plan.ref.uid], until=time.monotonic() + LOCK_SECONDS) as found:
+            self.give_back([record for record in found if record.holder is not None])
 
     def remember_pods(
         self,
@@ -328,15 +340,15 @@ class Keeper:
         metrics.ATTACHES.labels("attached", "").inc(len(plans))
         for record in records:
             self.watch(record, netns)
-            self._tell(record)
+            self.tell(record)
         self._outlets.held()
         return records
 
     def give_back(self, records: Sequence[ClaimRecord]) -> tuple[ClaimRecord, ...]:
         """Bring the devices of claims home and restore them. The caller holds the locks of the devices.
 
-        A journal that cannot be written does not keep a device in a pod: the row says less than the kernel then, and the
-        reconciler goes on from both.
+        A journal that cannot be written does not keep a device in a pod: the row says less than the kernel then, and
+        the reconciler goes on from both.
 
         Raises:
             JournalError: the return could not be recorded; the reconciler goes on from there.
@@ -355,12 +367,12 @@ class Keeper:
         except OSError as error:
             raise NotReturnedError(f"the pod's namespace cannot be opened: {error}") from error
         problems, stuck = self._bring_home(records, netns)
-        after = self._record_return([r for r in records if not _keys(r) & stuck.keys()], problems)
+        after = self._record_return([r for r in records if not lookups.keys(r) & stuck.keys()], problems)
         if holder is not None:
             self._let_go(holder.sandbox_id)
         self._report_return(records, holder, problems, began)
         for record in after:
-            self._tell(record)
+            self.tell(record)
         self._outlets.held()
         if stuck:
             raise NotReturnedError("; ".join(f"device {text}" for text in stuck.values()))
@@ -431,15 +443,7 @@ class Keeper:
         """
         try:
             with self.holding([record.uid for record in records], until=deadline) as current:
-                if len(current) < len(records):
-                    left = {record.uid for record in current}
-                    gone = ", ".join(str(record.ref) for record in records if record.uid not in left)
-                    raise self._refused(current, sandbox.pod, "ClaimReleased", f"claim {gone} was released meanwhile")
-                attached = self.admit(sandbox, [record.uid for record in current], deadline)
-                if not self.sandboxes.add(sandbox):
-                    text = "the sandbox was stopped meanwhile"
-                    raise self._take_back(attached, sandbox.pod, TimeoutError(text))
-                return attached
+                return self._run_held(sandbox, records, current, deadline)
         except HookError:
             raise
         except DeviceBusyError as error:
@@ -452,6 +456,19 @@ class Keeper:
         except Exception as error:
             LOG.exception("a pod's devices cannot be attached", extra=fields(pod=sandbox.pod, sandbox=sandbox.id))
             raise self._refused(records, sandbox.pod, "AttachFailed", f"{type(error).__name__}: {error}") from error
+
+    def _run_held(
+        self, sandbox: SandboxRef, records: Sequence[ClaimRecord], current: Sequence[ClaimRecord], deadline: float
+    ) -> list[ClaimRecord]:
+        """Attach claims whose locks are held: ``current`` is what is left of ``records`` now."""
+        if len(current) < len(records):
+            left = {record.uid for record in current}
+            gone = ", ".join(str(record.ref) for record in records if record.uid not in left)
+            raise self._refused(current, sandbox.pod, "ClaimReleased", f"claim {gone} was released meanwhile")
+        attached = self.admit(sandbox, [record.uid for record in current], deadline)
+        if not self.sandboxes.add(sandbox):
+            raise self._take_back(attached, sandbox.pod, TimeoutError("the sandbox was stopped meanwhile"))
+        return attached
 
     def _missing(self, record: ClaimRecord, sandbox: SandboxRef) -> str | None:
         """Return why a pod's container must not be created yet ("": no cause is known); None where it may."""
@@ -472,7 +489,7 @@ class Keeper:
             if former is not None and holder.pod.uid != sandbox.pod.uid and record.plan.moves:
                 raise self._refused([record], sandbox.pod, "ClaimInUse", words.in_use(record, sandbox.pod), keep=True)
             (record,) = self.give_back([record])
-        elif record.state is State.DETACHING or (holder is not None and _elsewhere(holder, sandbox)):
+        elif record.state is State.DETACHING or (holder is not None and lookups.elsewhere(holder, sandbox)):
             (record,) = self.give_back([record])
         return self._promote(record) if record.holder is None else record
 
@@ -480,10 +497,10 @@ class Keeper:
         """Let the plan of the next allocation take effect, now that nothing is left of the former one."""
         if record.successor is None:
             return record
-        plan = self._with_receipts(record.successor, record)
+        plan = lookups.with_receipts(record.successor, record, self._driver)
         return self.journal.put(ClaimRecord(plan=plan, facts=words.facts(plan, Phase.PREPARED)))
 
-    def _tell(self, record: ClaimRecord) -> None:
+    def tell(self, record: ClaimRecord) -> None:
         """Tell what is recorded of a claim now, which may be more than the caller knows."""
         with self._telling:
             self._outlets.facts(words.of_record(self.journal.get(record.uid) or record))
@@ -521,9 +538,7 @@ class Keeper:
                     stuck[gone.key] = f"{device.label} is still in the pod's namespace: {text}"
         return problems, stuck
 
-    def _record_return(
-        self, records: Sequence[ClaimRecord], problems: dict[str, str]
-    ) -> tuple[ClaimRecord, ...]:
+    def _record_return(self, records: Sequence[ClaimRecord], problems: dict[str, str]) -> tuple[ClaimRecord, ...]:
         """Record that devices are home.
 
         Raises:
@@ -640,18 +655,6 @@ class Keeper:
                 if any(d.key == device.key and d.moves for d in other.plan.devices):
                     raise ConflictError(device, other)
 
-    def _with_receipts(self, plan: ClaimPlan, old: ClaimRecord | None) -> ClaimPlan:
-        """Give each request its receipt ID: the one that kubelet knows already, where there is one."""
-        known = {device.main_request: device.receipt_id for device in old.plan.devices} if old else {}
-        names: dict[str, list[str]] = {}
-        for device in plan.devices:
-            names.setdefault(device.main_request, []).append(device.key.device)
-        identities = {
-            request: known.get(request) or receipt_id(self._driver, plan.ref.uid, request, devices)
-            for request, devices in names.items()
-        }
-        return replace(plan, devices=tuple(replace(d, receipt_id=identities[d.main_request]) for d in plan.devices))
-
     def _remove_receipts(self, record: ClaimRecord) -> None:
         try:
             self._receipts.remove(record.plan)
@@ -687,26 +690,3 @@ class Keeper:
             texts = [f"{d.label}: {problems[d.label]}" for d in record.plan.devices if d.label in problems]
             if texts:
                 self._outlets.event(record.ref, "DeviceNotRestored", "; ".join(texts), True)
-
-
-def _names(plan: ClaimPlan) -> list[str]:
-    return [device.key.device for device in plan.devices]
-
-
-def _all_names(records: Sequence[ClaimRecord]) -> set[str]:
-    plans = [plan for record in records for plan in (record.plan, record.successor) if plan is not None]
-    return {device.key.device for plan in plans for device in plan.devices}
-
-
-def _keys(record: ClaimRecord) -> set[DeviceKey]:
-    return {device.key for device in record.plan.devices}
-
-
-def _elsewhere(holder: Holder, sandbox: SandboxRef) -> bool:
-    """Tell whether a sandbox's path means another namespace than the one that its devices went into."""
-    if not holder.netns_inode or not sandbox.netns_path:
-        return False
-    try:
-        return os.stat(sandbox.netns_path).st_ino != holder.netns_inode  # noqa: PTH116 - a path of the runtime's, as text
-    except OSError:
-        return False

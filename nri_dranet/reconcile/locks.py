@@ -46,8 +46,7 @@ class DeviceLocks:
         taken: list[str] = []
         try:
             for device in wanted:
-                if self._take(device, me, until):
-                    taken.append(device)
+                self._take(device, me, until, taken)
             yield
         finally:
             with self._changed:
@@ -61,13 +60,13 @@ class DeviceLocks:
         with self._changed:
             return any(self._held.get(device, me) != me for device in devices)
 
-    def _take(self, device: str, me: int, until: float) -> bool:
+    def _take(self, device: str, me: int, until: float, taken: list[str]) -> None:
         with self._changed:
             while device in self._held:
                 if self._held[device] == me:
-                    return False
+                    return
                 left = until - time.monotonic()
                 if left <= 0 or not self._changed.wait(left):
                     raise DeviceBusyError(device)
             self._held[device] = me
-            return True
+            taken.append(device)

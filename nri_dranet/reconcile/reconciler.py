@@ -12,10 +12,12 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
+from nri_dranet.claims.facts import Phase
 from nri_dranet.claims.lifecycle import State
 from nri_dranet.receipt.receipts import ReceiptError, Receipts
 from nri_dranet.reconcile import words
 from nri_dranet.reconcile.hooktypes import HookError
+from nri_dranet.reconcile.keeper import NotReturnedError
 from nri_dranet.reconcile.locks import DeviceBusyError
 from nri_dranet.store.database import JournalError
 from nri_dranet.telemetry import metrics
@@ -76,16 +78,17 @@ class Reconciler:
         if not self._keeper.sandboxes.synchronized:
             return
         for record in self._keeper.journal.records():
-            names = [device.key.device for device in record.plan.devices]
+            if self._stop.is_set():
+                return
             try:
-                with self._keeper.locks.hold(names, until=time.monotonic() + _LOCK_SECONDS):
-                    current = self._keeper.journal.get(record.uid)
-                    if current is not None:
-                        self._judge(current)
-                        self._tell_once(current.uid)
+                with self._keeper.holding([record.uid], until=time.monotonic() + _LOCK_SECONDS) as current:
+                    for each in current:
+                        self._judge(each)
+                        self._tell_once(each.uid)
             except DeviceBusyError:
-                continue
-            except JournalError as error:
+                # Whoever moves it now may leave a difference behind.
+                LOG.debug("claim is judged later", extra=fields(claim=record.uid))
+            except (JournalError, NotReturnedError) as error:
                 LOG.error("claim cannot be put right", extra=fields(claim=record.uid, error=error))  # noqa: TRY400
             except Exception:
                 LOG.exception("claim cannot be put right", extra=fields(claim=record.uid))
@@ -98,12 +101,14 @@ class Reconciler:
         """
         record = self._keeper.journal.get(uid)
         if record is not None and uid not in self._told:
-            self._outlets.facts(words.of_record(record))
+            self._keeper.tell(record)
         self._told = {
             known.uid for known in self._keeper.journal.records() if known.uid in self._told or known.uid == uid
         }
 
     def _run(self) -> None:
+        # A receipt that outlived its claim (a reboot, a lost journal row) must not wait for the runtime to come.
+        self._sweep_receipts()
         while not self._stop.is_set():
             self._wake.wait(self._period)
             self._wake.clear()
@@ -117,7 +122,9 @@ class Reconciler:
             self._keeper.give_back([record])
         elif record.state is State.DETACHING:
             self._count("giving back finished", record)
-            self._keeper.give_back([record])
+            (after,) = self._keeper.give_back([record])
+            if (running := self._sandbox_of(after)) is not None:
+                self._attach_late(after, running)
         elif record.state is State.ATTACHED and sandbox is not None:
             self._verify(record, sandbox)
         elif sandbox is not None:
@@ -127,7 +134,7 @@ class Reconciler:
         """The running sandbox that the claim's devices are in, or should be in."""
         if record.holder is not None:
             return self._keeper.sandboxes.get(record.holder.sandbox_id)
-        for pod in record.plan.pods:
+        for pod in (record.successor or record.plan).pods:
             running = self._keeper.sandboxes.of_pod(pod.uid)
             if running:
                 return running[-1]
@@ -156,7 +163,8 @@ class Reconciler:
         self._keeper.observed(record.uid, facts)
         if netns is not None:
             self._keeper.watch(record, netns)
-        if self._receipts.missing(record.plan):
+        lost = any(fact.phase is Phase.LOST for fact in facts)
+        if not lost and self._receipts.missing(record.plan):
             self._rewrite_receipt(record.plan, facts, sandbox)
 
     def _rewrite_receipt(self, plan: ClaimPlan, facts: tuple[DeviceFacts, ...], sandbox: SandboxRef) -> None:
@@ -172,9 +180,13 @@ class Reconciler:
             self._outlets.event(sandbox.pod, "ReceiptNotWritten", str(error), True)
 
     def _sweep_receipts(self) -> None:
-        removed = self._receipts.sweep(
-            lambda: [r.plan for r in self._keeper.journal.records() if r.state in (State.ATTACHED, State.ATTACHING)]
-        )
+        try:
+            removed = self._receipts.sweep(
+                lambda: [r.plan for r in self._keeper.journal.records() if r.state in (State.ATTACHED, State.ATTACHING)]
+            )
+        except OSError as error:
+            LOG.error("receipts cannot be looked at", extra=fields(error=error))  # noqa: TRY400 - the text says all
+            return
         if removed:
             LOG.info("receipts without an attached claim removed", extra=fields(files=",".join(removed)))
 

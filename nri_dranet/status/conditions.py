@@ -12,7 +12,7 @@ import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from nri_dranet.claims.facts import DeviceFacts, Phase
+from nri_dranet.claims.facts import DeviceFacts, ObservedRdma, Phase
 from nri_dranet.status import reasons
 
 if TYPE_CHECKING:
@@ -23,14 +23,17 @@ MAX_REASON: Final = 1024
 MAX_ADDRESSES: Final = 16
 MAX_NAME: Final = 256
 MAX_HARDWARE_ADDRESS: Final = 128
+MAX_CONDITIONS: Final = 8
 
 OWN_TYPES: Final = (reasons.READY, reasons.NETWORK_READY, reasons.RDMA_LINK_READY)
 """The condition types that this driver writes; all others on its entries belong to somebody else."""
 
 _REASON: Final = re.compile(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?")
+_ELLIPSIS: Final = "…".encode()
 _TRUE: Final = "True"
 _FALSE: Final = "False"
 _UNKNOWN: Final = "Unknown"
+_ACTIVE: Final = frozenset({"ACTIVE", "ACTIVE_DEFER"})
 
 Verdict = tuple[str, str, str]
 """Status, reason and message of a condition."""
@@ -39,22 +42,26 @@ Verdict = tuple[str, str, str]
 def device_status(facts: DeviceFacts, driver: str, previous: Mapping[str, Any] | None, now: datetime) -> dict[str, Any]:
     """Return the entry of ``status.devices`` for one device.
 
-    ``lastTransitionTime`` moves only when ``status`` does, and never backwards.
+    ``lastTransitionTime`` moves only when ``status`` does, and never backwards. Conditions of other types are not in
+    the entry: they belong to other managers. Where those have taken the room (8 conditions for an entry), the last of
+    ours are left out.
 
     Args:
         facts: what is known of the device.
         driver: the driver's name.
-        previous: the entry as it is now in the API, where there is one.
+        previous: the entry as it is now, where there is one.
         now: the time, with a zone.
     """
     entry: dict[str, Any] = {"driver": driver, "pool": facts.key.pool, "device": facts.key.device}
     if facts.key.share_id is not None:
         entry["shareID"] = facts.key.share_id
-    before = {item.get("type"): item for item in (previous or {}).get("conditions") or []}
-    entry["conditions"] = [
-        _condition(kind, verdict, before.get(kind), now) for kind, verdict in _verdicts(facts).items()
-    ]
-    data = _network_data(facts)
+    present = (previous or {}).get("conditions") or []
+    before = {item.get("type"): item for item in present}
+    room = MAX_CONDITIONS - sum(item.get("type") not in OWN_TYPES for item in present)
+    conditions = [_condition(kind, verdict, before.get(kind), now) for kind, verdict in _verdicts(facts).items()]
+    entry["conditions"] = conditions[: max(0, room)]
+    shown = ((previous or {}).get("networkData") or {}).get("ips") or []
+    data = _network_data(facts, shown)
     if data:
         entry["networkData"] = data
     return entry
@@ -69,7 +76,7 @@ def same(wanted: Mapping[str, Any], present: Mapping[str, Any] | None) -> bool:
         return False
     for item in wanted["conditions"]:
         other = conditions[item["type"]]
-        if any(item.get(name, "") != other.get(name, "") for name in ("status", "reason", "message")):
+        if any(item[name] != (other.get(name) or "") for name in item):
             return False
     return (wanted.get("networkData") or {}) == (present.get("networkData") or {})
 
@@ -92,30 +99,36 @@ def _verdicts(facts: DeviceFacts) -> dict[str, Verdict]:
 
 def _ready(facts: DeviceFacts) -> Verdict:
     device = facts.label or facts.key.device
+    status, reason, message = {
+        Phase.PREPARED: (_UNKNOWN, "Prepared", f"device {device} is prepared; the pod's sandbox has not started yet"),
+        Phase.PREPARE_FAILED: (_FALSE, "PrepareFailed", f"device {device} could not be prepared"),
+        Phase.ATTACHED: (_TRUE, "", ""),
+        Phase.ATTACH_FAILED: (_FALSE, "AttachFailed", f"device {device} could not be attached"),
+        Phase.LOST: (_FALSE, "DeviceMissing", f"device {device} is not in the pod any more"),
+        Phase.UNKNOWN: (_UNKNOWN, "LookFailed", f"device {device} could not be looked at"),
+        Phase.DETACHED: (_FALSE, "Detached", f"device {device} was given back to the node"),
+    }[facts.phase]
     if facts.phase is Phase.ATTACHED:
-        if facts.admin:
-            return _TRUE, reasons.ADMIN_ACCESS, f"device {device} is reported for admin access; it is not moved"
-        return _TRUE, reasons.RDMA_ONLY_READY if facts.rdma_only else reasons.DEVICE_READY, ""
-    if facts.phase is Phase.PREPARED:
-        return (
-            _UNKNOWN,
-            facts.reason or "Prepared",
-            f"device {device} is prepared; the pod's sandbox has not started yet",
-        )
-    if facts.phase is Phase.UNKNOWN:
-        return _UNKNOWN, facts.reason or "LookFailed", facts.message or f"device {device} could not be looked at"
-    if facts.phase is Phase.DETACHED:
-        return _FALSE, facts.reason or "Detached", facts.message or f"device {device} was given back to the node"
-    defaults = {
-        Phase.PREPARE_FAILED: ("PrepareFailed", f"device {device} could not be prepared"),
-        Phase.ATTACH_FAILED: ("AttachFailed", f"device {device} could not be attached"),
-        Phase.LOST: ("DeviceMissing", f"device {device} is not in the pod any more"),
-    }
-    reason, message = defaults[facts.phase]
-    text = facts.message or message
-    if facts.step and facts.step not in text:
-        text = f"step {facts.step}: {text}"
-    return _FALSE, facts.reason or reason, text
+        return _ready_in_pod(facts, device)
+    message = facts.message or message
+    if facts.phase is Phase.ATTACH_FAILED:
+        if facts.step and facts.step not in message:
+            message = f"{facts.step}: {message}"
+        if device not in message:
+            message = f"device {device}: {message}"
+    return status, facts.reason or reason, message
+
+
+def _ready_in_pod(facts: DeviceFacts, device: str) -> Verdict:
+    if facts.admin:
+        return _TRUE, reasons.ADMIN_ACCESS, f"device {device} is reported for admin access; it is not moved"
+    if facts.rdma_only:
+        # With a link that is moved, RDMALinkReady speaks of the port.
+        down = "" if facts.exclusive_rdma else _port_down(facts.rdma)
+        return (_FALSE, "RDMAPortDown", down) if down else (_TRUE, reasons.RDMA_ONLY_READY, "")
+    if facts.reason == reasons.RENAMED:
+        return _TRUE, reasons.RENAMED, facts.message
+    return _TRUE, reasons.DEVICE_READY, ""
 
 
 def _network_ready(facts: DeviceFacts, ready: Verdict) -> Verdict:
@@ -137,10 +150,19 @@ def _network_ready(facts: DeviceFacts, ready: Verdict) -> Verdict:
 def _rdma_ready(facts: DeviceFacts, ready: Verdict) -> Verdict:
     if facts.phase is not Phase.ATTACHED:
         return ready
-    if facts.rdma is not None and facts.rdma.in_pod:
-        return _TRUE, reasons.RDMA_LINK_READY, ""
-    link = facts.rdma.link if facts.rdma else "the RDMA link"
-    return _FALSE, "RDMALinkNotInPod", f"{link} is not in the pod's namespace"
+    if facts.rdma is None or not facts.rdma.in_pod:
+        link = f"RDMA link {facts.rdma.link}" if facts.rdma else "the RDMA link"
+        return _FALSE, "RDMALinkNotInPod", f"{link} is not in the pod's namespace"
+    down = _port_down(facts.rdma)
+    return (_FALSE, "RDMAPortDown", down) if down else (_TRUE, reasons.RDMA_LINK_READY, "")
+
+
+def _port_down(rdma: ObservedRdma | None) -> str:
+    """Say what is wrong with the RDMA port; "" where nothing is, or nothing is known."""
+    if rdma is None or not rdma.port_state or rdma.port_state.upper() in _ACTIVE:
+        return ""
+    physical = f", physically {rdma.physical_state}" if rdma.physical_state else ""
+    return f"the port of RDMA link {rdma.link} is {rdma.port_state}{physical}: look at cable, switch or subnet manager"
 
 
 def _condition(kind: str, verdict: Verdict, before: Mapping[str, Any] | None, now: datetime) -> dict[str, Any]:
@@ -173,29 +195,33 @@ def _reason(text: str) -> str:
 
 
 def _within(text: str, limit: int) -> str:
-    data = text.encode("utf-8", "replace")
-    return text if len(data) <= limit else data[: limit - 3].decode("utf-8", "ignore") + "…"
+    """Cut a text to so many bytes of UTF-8. What is no Unicode (the kernel's names may be any bytes) is replaced."""
+    data = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").encode()
+    return (data if len(data) <= limit else data[: limit - 3] + _ELLIPSIS).decode("utf-8", "ignore")
 
 
 # ---- network data
 
 
-def _network_data(facts: DeviceFacts) -> dict[str, Any]:
+def _network_data(facts: DeviceFacts, shown: Iterable[str]) -> dict[str, Any]:
     """Return name, hardware address and addresses as they are in the pod; nothing for what is not there."""
-    shown = facts.interface
-    if facts.phase is not Phase.ATTACHED or shown is None or facts.rdma_only:
+    seen = facts.interface
+    if facts.phase is not Phase.ATTACHED or seen is None or facts.rdma_only:
         return {}
-    data: dict[str, Any] = {"interfaceName": _within(shown.name, MAX_NAME)}
-    if shown.hardware_address:
-        data["hardwareAddress"] = shown.hardware_address[:MAX_HARDWARE_ADDRESS]
-    addresses = canonical_addresses(shown.addresses)
+    data: dict[str, Any] = {"interfaceName": _within(seen.name, MAX_NAME)}
+    if seen.hardware_address:
+        data["hardwareAddress"] = _within(seen.hardware_address, MAX_HARDWARE_ADDRESS)
+    present = canonical_addresses(seen.addresses)
+    # What is shown already stays, in its order: the kernel may list the same addresses in another one.
+    kept = [cidr for cidr in shown if cidr in present]
+    addresses = [*kept, *(cidr for cidr in present if cidr not in kept)][:MAX_ADDRESSES]
     if addresses:
         data["ips"] = addresses
     return data
 
 
 def canonical_addresses(cidrs: Iterable[str]) -> list[str]:
-    """Return addresses in the form that the API server takes: canonical CIDR, each once, at most 16, in the same order.
+    """Return addresses in the form that the API server takes: canonical CIDR, each once, in the same order.
 
     An IPv4 address mapped into IPv6 becomes plain IPv4; a zone is cut off; what is no address is left out.
     """
@@ -214,4 +240,4 @@ def canonical_addresses(cidrs: Iterable[str]) -> list[str]:
             found[f"{mapped}/{length}"] = None
         else:
             found[str(interface)] = None
-    return list(found)[:MAX_ADDRESSES]
+    return list(found)

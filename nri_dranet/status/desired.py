@@ -45,7 +45,9 @@ class Desired:
         return any(key_of(entry) in allocated and not same(entry, present.get(key_of(entry))) for entry in self.entries)
 
 
-def desired_status(facts: ClaimFacts, claim: Mapping[str, Any], driver: str, now: datetime) -> Desired:
+def desired_status(
+    facts: ClaimFacts, claim: Mapping[str, Any], driver: str, now: datetime, *, written: Desired | None = None
+) -> Desired:
     """Return what the claim's status shall say.
 
     Devices that are not allocated any more are left out: the API server refuses entries for them.
@@ -55,7 +57,9 @@ def desired_status(facts: ClaimFacts, claim: Mapping[str, Any], driver: str, now
         claim: the claim as it is in the API.
         driver: the driver's name.
         now: the time, with a zone.
+        written: what was written last; its times count where somebody has altered the entry since.
     """
+    own = {key_of(entry): entry for entry in written.entries} if written else {}
     allocated = allocated_keys(claim)
     present = present_entries(claim)
     entries: dict[Key, Mapping[str, Any]] = {}
@@ -64,9 +68,17 @@ def desired_status(facts: ClaimFacts, claim: Mapping[str, Any], driver: str, now
         key: Key = (driver, device.key.pool, device.key.device, device.key.share_id)
         if key not in allocated or key in entries:
             continue
-        entries[key] = device_status(device, driver, present.get(key), now)
+        entries[key] = device_status(device, driver, _previous(present.get(key), own.get(key)), now)
         differs = differs or not same(entries[key], present.get(key))
     return Desired(tuple(entries.values()), differs)
+
+
+def _previous(present: Mapping[str, Any] | None, own: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Return the entry as it would be, had nobody altered what is ours in it."""
+    if own is None:
+        return present
+    foreign = [item for item in (present or {}).get("conditions") or [] if item.get("type") not in OWN_TYPES]
+    return {**own, "conditions": [*own["conditions"], *foreign]}
 
 
 def allocated_keys(claim: Mapping[str, Any]) -> set[Key]:

@@ -8,6 +8,7 @@ worked first.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 from typing import TYPE_CHECKING, Any, Final
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from nri_dranet.kube.client import APPLY, MERGE, ApiError, KubeClient
 from nri_dranet.kube.resources import claim_path, claim_status_path
 from nri_dranet.status.conditions import same
-from nri_dranet.status.desired import Desired, desired_status, key_of, merged, present_entries
+from nri_dranet.status.desired import Desired, key_of, merged, present_entries
 from nri_dranet.telemetry.logs import fields
 
 if TYPE_CHECKING:
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-__all__ = ["ClaimGoneError", "StatusWire", "UnwritableError", "desired_status"]
-
+_FORBIDDEN: Final = 403
 _NOT_FOUND: Final = 404
 _CONFLICT: Final = 409
 _INVALID: Final = 422
@@ -46,9 +46,9 @@ class StatusWire:
     """Reads and writes the status of claims. Thread-safe; one write at a time for one claim."""
 
     def __init__(self, client: KubeClient, driver: str, node: str) -> None:
-        """Write as field manager ``driver/node``, so that two nodes never take each other's entries."""
+        """Write as the field manager of this driver on this node, so that two nodes never take each other's entries."""
         self._client = client
-        self._manager = f"{driver}/{node}"[:_MAX_MANAGER]
+        self._manager = field_manager(driver, node)
         self._lock = threading.Lock()
         self._second: dict[str, None] = {}
 
@@ -62,7 +62,7 @@ class StatusWire:
         try:
             claim = self._client.get(claim_path(ref.namespace, ref.name))
         except ApiError as error:
-            if error.status == _NOT_FOUND:
+            if _claim_not_found(ref, error):
                 raise ClaimGoneError from error
             raise
         if claim.get("metadata", {}).get("uid") != ref.uid:
@@ -77,22 +77,39 @@ class StatusWire:
             UnwritableError: the API server refuses both ways for good.
             ApiError: it cannot be written now.
         """
-        if ref.uid not in self._second:
-            try:
-                answer = self._apply(ref, desired)
-            except ApiError as error:
-                if not _trapped(error):
-                    raise self._judged(ref, error) from error
-                LOG.info(
-                    "server-side apply is refused for this claim's parameters, a merge patch is used",
-                    extra=fields(claim=ref.uid, name=ref, error=error),
-                )
-            else:
-                if _holds(answer, desired):
-                    return answer
-                # Another manager still holds what was withdrawn.
-                claim = answer
-        return self._merge(ref, desired, claim)
+        if self._takes_second_way(ref, claim):
+            return self._merge(ref, desired, claim)
+        try:
+            answer = self._apply(ref, desired)
+        except ApiError as error:
+            if not _trapped(error):
+                raise self._judged(ref, error) from error
+            LOG.info(
+                "server-side apply is refused for this claim's parameters, a merge patch is used",
+                extra=fields(claim=ref.uid, name=ref, error=error),
+            )
+            answer = self._merge(ref, desired, claim)
+            self._remember(ref)
+            return answer
+        if _holds(answer, desired):
+            return answer
+        # Another manager, the reference's or a former one of this driver, still holds what was withdrawn: an update
+        # takes it away from all.
+        return self._merge(ref, desired, answer)
+
+    def _takes_second_way(self, ref: ClaimRef, claim: Mapping[str, Any]) -> bool:
+        """Tell whether the claim was written by the second way before, in this life or in an earlier one."""
+        if ref.uid in self._second:
+            return True
+        managed = claim.get("metadata", {}).get("managedFields") or []
+        ways = {item.get("operation") for item in managed if item.get("manager") == self._manager}
+        return ways == {"Update"}
+
+    def _remember(self, ref: ClaimRef) -> None:
+        with self._lock:
+            self._second[ref.uid] = None
+            while len(self._second) > _REMEMBERED:
+                self._second.pop(next(iter(self._second)))
 
     def _apply(self, ref: ClaimRef, desired: Desired) -> dict[str, Any]:
         body = {
@@ -115,7 +132,7 @@ class StatusWire:
             "status": {"devices": merged(claim, desired)},
         }
         try:
-            answer = self._client.patch(
+            return self._client.patch(
                 claim_status_path(ref.namespace, ref.name),
                 body,
                 content_type=MERGE,
@@ -129,19 +146,13 @@ class StatusWire:
                     f"Create the claim with compact JSON, as kubectl does. The server's words: {error.message}"
                 ) from error
             raise self._judged(ref, error) from error
-        with self._lock:
-            self._second[ref.uid] = None
-            while len(self._second) > _REMEMBERED:
-                self._second.pop(next(iter(self._second)))
-        return answer
 
     def _judged(self, ref: ClaimRef, error: ApiError) -> Exception:
         """Tell a claim that is gone from a write that failed."""
-        if error.status == _NOT_FOUND:
+        if _claim_not_found(ref, error):
             return ClaimGoneError()
-        if error.status == _INVALID and "metadata.uid" in error.message:
-            return ClaimGoneError()
-        if error.status == _CONFLICT and "uid" in error.message.lower():
+        about_uid = "uid" in error.message.lower()
+        if error.status == _NOT_FOUND or (error.status in (_CONFLICT, _INVALID) and about_uid):
             try:
                 self.read(ref)
             except ClaimGoneError as gone:
@@ -149,6 +160,29 @@ class StatusWire:
             except ApiError as other:
                 return other
         return error
+
+
+def field_manager(driver: str, node: str) -> str:
+    """Return the field manager's name: ``driver/node``, within the API's 128 characters and still told apart."""
+    name = f"{driver}/{node}"
+    if len(name) <= _MAX_MANAGER:
+        return name
+    return f"{name[: _MAX_MANAGER - 17]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+
+
+def lacks_permission(error: ApiError) -> bool:
+    """Tell whether a write was refused for want of a permission.
+
+    A rule for ``resourceclaims/status`` that is missing gives 403; one for ``resourceclaims/driver`` (Kubernetes 1.36
+    and later) gives 422 with the word Forbidden at ``status.devices``.
+    """
+    return error.status == _FORBIDDEN or (error.status == _INVALID and "status.devices: Forbidden" in error.message)
+
+
+def _claim_not_found(ref: ClaimRef, error: ApiError) -> bool:
+    """Tell a claim that does not exist from a server that does not serve claims, or does not serve them yet."""
+    named = error.details.get("name") == ref.name or f'"{ref.name}" not found' in error.message
+    return error.status == _NOT_FOUND and named
 
 
 def _trapped(error: ApiError) -> bool:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from nri_dranet.claims.facts import ClaimFacts, Phase
 from nri_dranet.kube.client import ApiError
 from nri_dranet.status.desired import Desired, desired_status
-from nri_dranet.status.wire import ClaimGoneError, StatusWire, UnwritableError
+from nri_dranet.status.wire import ClaimGoneError, StatusWire, UnwritableError, lacks_permission
 from nri_dranet.telemetry import metrics
 from nri_dranet.telemetry.logs import fields
 
@@ -35,13 +35,23 @@ WORKERS: Final = 4
 PREPARED_DELAY: Final = 2.0
 """A claim that is only prepared is mostly attached a moment later: that one write is enough."""
 
+_CONFLICT: Final = 409
+_INTERNAL: Final = 500
 _FIRST_PAUSE: Final = 0.25
 _LONGEST_PAUSE: Final = 30.0
-_FORBIDDEN_PAUSE: Final = 60.0
-_REPAIR_PAUSE: Final = 2.0
+_REFUSED_PAUSE: Final = 60.0
+_AWAY_PAUSE: Final = 2.0
+_RETURN_SPREAD: Final = 1.0
+_REPAIR_PAUSE: Final = 1.0
 _MAX_REPAIR_PAUSE: Final = 300.0
-_FORBIDDEN: Final = 403
-_PASSING: Final = frozenset({Phase.PREPARED, Phase.ATTACHED})
+_LOOK_FIRST_SECONDS: Final = 3.0
+_DRAIN_SECONDS: Final = 2.0
+_PASSING: Final = frozenset({Phase.PREPARED, Phase.ATTACHED, Phase.UNKNOWN})
+_PERMISSIONS: Final = (
+    "this program may not write the status of claims: it needs the verbs patch and update on resourceclaims/status, "
+    "and from Kubernetes 1.36 on associated-node:patch and associated-node:update on resourceclaims/driver for the "
+    "name of the driver (API group resource.k8s.io)"
+)
 
 
 class StatusStore(Protocol):
@@ -62,16 +72,41 @@ class StatusStore(Protocol):
 
 @dataclass(slots=True)
 class _Entry:
+    """What is known of a claim's status.
+
+    Attributes:
+        facts: What it shall say.
+        since: When the oldest fact that is not written came (monotonic).
+        due: When to write (monotonic).
+        dirty: Whether there is something to write.
+        busy: Whether a write is under way.
+        pause: Seconds to wait after the next failure.
+        kept: Whether the facts are in the journal.
+        row: Whether the journal has facts of the claim, these or older ones.
+        seen: The claim as it was seen last.
+        watched: Whether ``seen`` is kept up to date by a watch.
+        held: Whether this node holds the claim, as far as was told.
+        desired: What was written last.
+        repair_pause: Seconds to wait before the next repair.
+        repaired: When the last repair was (monotonic).
+        told: The last failure that was logged.
+    """
+
     facts: ClaimFacts
     since: float
     due: float
     dirty: bool = True
     busy: bool = False
     pause: float = _FIRST_PAUSE
-    repair_pause: float = _REPAIR_PAUSE
     kept: bool = False
+    row: bool = False
     seen: Mapping[str, Any] | None = None
+    watched: bool = False
+    held: bool = True
     desired: Desired | None = field(default=None, repr=False)
+    repair_pause: float = _REPAIR_PAUSE
+    repaired: float = float("-inf")
+    told: tuple[int, str] | None = None
 
 
 class StatusWriter:
@@ -104,37 +139,58 @@ class StatusWriter:
         self._prepared_delay = prepared_delay
         self._entries: dict[str, _Entry] = {}
         self._changed = threading.Condition()
+        # Keeps "what is in the journal" and "what is the newest" together. Taken before ``_changed``.
+        self._keeping = threading.Lock()
         self._stopping = False
+        self._drained_by = float("inf")
         self._told_forbidden = False
+        # While the API server is away one write at a time finds out whether it is back.
+        self._away = False
+        self._away_pause = _FIRST_PAUSE
+        self._probe_at = 0.0
         self._threads = [threading.Thread(target=self._work, name=f"status-{i}", daemon=True) for i in range(workers)]
 
     def start(self) -> None:
-        """Take up what an earlier life has left, and begin to write."""
+        """Take up what an earlier life has left, and begin to write.
+
+        Of a device that was in its pod then, it is looked at first what has become of it: such facts wait a moment for
+        newer ones.
+        """
         for facts in self._store.pending_statuses():
-            self._enter(facts, kept=True)
+            passing = all(device.phase in _PASSING for device in facts.devices)
+            with self._keeping:
+                entry = self._enter(facts, kept=True, delay=_LOOK_FIRST_SECONDS if passing else 0.0, only_if_new=True)
+                if entry.facts is not facts:
+                    # Newer facts came before the start; the row in the journal is older.
+                    entry.row = True
+                    self._keep(entry)
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """End; writes under way are finished. What is not written is in the journal, or is seen again next time."""
+        """End: what is due is written, for two seconds at most; the rest is kept in the journal."""
         with self._changed:
             self._stopping = True
+            self._drained_by = time.monotonic() + _DRAIN_SECONDS
             self._changed.notify_all()
         for thread in self._threads:
             if thread.ident is not None:
-                thread.join(timeout=5)
+                thread.join(timeout=_DRAIN_SECONDS + 1)
+        with self._keeping:
+            with self._changed:
+                waiting = [entry for entry in self._entries.values() if entry.dirty or entry.busy]
+            for entry in waiting:
+                self._keep(entry)
 
     def submit(self, facts: ClaimFacts) -> None:
         """Take what is known of a claim now. Never waits for the API server."""
         last_word = any(device.phase not in _PASSING for device in facts.devices)
-        kept = False
-        if last_word:
-            try:
-                self._store.put_status(facts)
-                kept = True
-            except Exception as error:  # noqa: BLE001 - the write itself must be tried whatever the journal says
-                LOG.warning("status not kept in the journal", extra=fields(claim=facts.ref.uid, error=error))
-        self._enter(facts, kept=kept)
+        waits = all(device.phase is Phase.PREPARED for device in facts.devices)
+        with self._keeping:
+            entry = self._enter(facts, kept=False, delay=self._prepared_delay if waits else 0.0)
+            # What is in the journal must never be older than what was told: a new life would say it again.
+            if last_word or self._away or entry.row:
+                self._keep(entry)
 
     def observed(self, ref: ClaimRef, claim: Mapping[str, Any] | None) -> None:
         """Take what the watch shows of a claim: entries that somebody altered are written again, ever slower."""
@@ -142,23 +198,21 @@ class StatusWriter:
             entry = self._entries.get(ref.uid)
             if entry is None:
                 return
-            entry.seen = claim
-            if claim is None or entry.dirty or entry.busy or entry.desired is None:
-                return
-            if not entry.desired.altered(claim):
-                return
-            now = time.monotonic()
-            entry.dirty, entry.since, entry.due = True, now, now + entry.repair_pause
-            entry.repair_pause = min(entry.repair_pause * 2, _MAX_REPAIR_PAUSE)
-            self._changed.notify_all()
+            entry.watched = True
+            if claim is None or _version(claim) >= _version(entry.seen):
+                entry.seen = claim
+            self._repair(entry)
 
     def forget(self, held: Iterable[str]) -> None:
         """Drop what is written of claims that are not in ``held`` (UIDs): they are not repaired any more."""
         keep = set(held)
         with self._changed:
-            for uid in [uid for uid, entry in self._entries.items() if uid not in keep]:
-                if not self._entries[uid].dirty and not self._entries[uid].busy:
-                    del self._entries[uid]
+            for uid, entry in list(self._entries.items()):
+                entry.held = uid in keep
+                if not entry.held:
+                    entry.watched, entry.seen = False, None
+                    if not entry.dirty and not entry.busy:
+                        del self._entries[uid]
 
     @property
     def pending(self) -> int:
@@ -166,25 +220,51 @@ class StatusWriter:
         with self._changed:
             return sum(entry.dirty or entry.busy for entry in self._entries.values())
 
-    # ---- inside
+    # ---- what waits
 
-    def _enter(self, facts: ClaimFacts, *, kept: bool) -> None:
+    def _enter(self, facts: ClaimFacts, *, kept: bool, delay: float, only_if_new: bool = False) -> _Entry:
         now = time.monotonic()
-        waits = all(device.phase is Phase.PREPARED for device in facts.devices)
-        due = now + (self._prepared_delay if waits else 0.0)
         with self._changed:
             entry = self._entries.get(facts.ref.uid)
             if entry is None:
-                entry = self._entries[facts.ref.uid] = _Entry(facts, now, due)
-            else:
-                entry.since = now if not entry.dirty else entry.since
-                entry.facts, entry.due, entry.dirty, entry.pause = facts, due, True, _FIRST_PAUSE
-            entry.kept = entry.kept or kept
+                entry = self._entries[facts.ref.uid] = _Entry(facts, now, now + delay, kept=kept, row=kept)
+            elif not only_if_new:
+                entry.since = entry.since if entry.dirty else now
+                entry.facts, entry.due, entry.dirty, entry.kept = facts, now + delay, True, False
+                entry.pause, entry.told = _FIRST_PAUSE, None
             self._gauge()
             self._changed.notify_all()
+            return entry
+
+    def _keep(self, entry: _Entry) -> None:
+        """Put facts into the journal; ``_keeping`` is held."""
+        if entry.kept:
+            return
+        try:
+            self._store.put_status(entry.facts)
+            entry.kept = entry.row = True
+        except Exception as error:  # noqa: BLE001 - the write itself must be tried whatever the journal says
+            LOG.warning("status not kept in the journal", extra=fields(claim=entry.facts.ref.uid, error=error))
 
     def _gauge(self) -> None:
         metrics.STATUS_PENDING.set(sum(entry.dirty for entry in self._entries.values()))
+
+    def _repair(self, entry: _Entry) -> None:
+        """Write again what somebody altered, soon at first, ever later while it goes on; ``_changed`` is held."""
+        if entry.seen is None or entry.dirty or entry.busy or entry.desired is None:
+            return
+        if not entry.desired.altered(entry.seen):
+            return
+        now = time.monotonic()
+        if now - entry.repaired > 2 * entry.repair_pause:
+            entry.repair_pause = _REPAIR_PAUSE
+        entry.dirty, entry.since, entry.due = True, now, now + entry.repair_pause
+        entry.repaired = entry.due
+        entry.repair_pause = min(entry.repair_pause * 2, _MAX_REPAIR_PAUSE)
+        LOG.info("status was altered by another and is written again", extra=fields(claim=entry.facts.ref.uid))
+        self._changed.notify_all()
+
+    # ---- the workers
 
     def _work(self) -> None:
         while True:
@@ -194,91 +274,150 @@ class StatusWriter:
             self._write(entry)
 
     def _take(self) -> _Entry | None:
+        """Wait for the next entry that is due, and mark it busy; None: it is time to end."""
         with self._changed:
-            while not self._stopping:
+            while True:
                 now = time.monotonic()
                 waiting = [entry for entry in self._entries.values() if entry.dirty and not entry.busy]
                 first = min(waiting, key=lambda entry: entry.due, default=None)
-                if first is not None and first.due <= now:
+                if self._stopping and (first is None or self._away or now > self._drained_by):
+                    return None
+                at = self._when(first)
+                if first is not None and at <= now:
                     first.busy, first.dirty = True, False
                     return first
-                self._changed.wait(None if first is None else first.due - now)
-        return None
+                self._changed.wait(None if at == float("inf") else at - now)
+
+    def _when(self, first: _Entry | None) -> float:
+        """Return when an entry may be taken (monotonic); infinity: not before something changes."""
+        if first is None:
+            return float("inf")
+        if self._stopping:
+            return 0.0 if first.pause == _FIRST_PAUSE else min(first.due, self._drained_by)
+        if not self._away:
+            return first.due
+        if any(entry.busy for entry in self._entries.values()):
+            return float("inf")
+        return max(first.due, self._probe_at)
 
     def _write(self, entry: _Entry) -> None:
         facts, since = entry.facts, entry.since
         try:
             desired = self._write_once(entry, facts)
         except ClaimGoneError:
-            self._settled(entry, facts, since, None, "gone")
+            self._settled(entry, since, None, gone=True)
         except UnwritableError as error:
             metrics.STATUS_WRITES.labels("refused").inc()
             LOG.error("a claim's status cannot be written", extra=fields(claim=facts.ref.uid, error=error))  # noqa: TRY400 - the text says all
             self._event(facts.ref, "StatusNotWritable", str(error))
-            self._settled(entry, facts, since, None, "unwritable")
+            self._settled(entry, since, None)
         except ApiError as error:
             self._again(entry, error)
         except Exception as error:
             LOG.exception("a status write failed unexpectedly", extra=fields(claim=facts.ref.uid))
-            self._again(entry, ApiError(0, "InternalError", str(error)))
+            self._again(entry, ApiError(_INTERNAL, "InternalError", str(error)))
         else:
-            self._settled(entry, facts, since, desired, "written")
+            self._settled(entry, since, desired)
 
     def _write_once(self, entry: _Entry, facts: ClaimFacts) -> Desired:
-        claim = entry.seen if entry.seen is not None else self._wire.read(facts.ref)
-        desired = desired_status(facts, claim, self._driver, datetime.now(UTC))
+        # Without a watch nobody tells that what was seen has become old.
+        claim = (entry.seen if entry.watched else None) or self._wire.read(facts.ref)
+        desired = desired_status(facts, claim, self._driver, datetime.now(UTC), written=entry.desired)
         if not desired.differs:
             metrics.STATUS_WRITES.labels("unchanged").inc()
             return desired
-        # What the watch showed last may be old: a refusal is judged by what the server has now.
         answer = self._wire.write(facts.ref, desired, claim)
-        entry.seen = answer
+        with self._changed:
+            if _version(answer) >= _version(entry.seen):
+                entry.seen = answer
         metrics.STATUS_WRITES.labels("written").inc()
         return desired
 
-    def _settled(self, entry: _Entry, facts: ClaimFacts, since: float, desired: Desired | None, how: str) -> None:
-        metrics.STATUS_LAG.observe(time.monotonic() - since)
-        with self._changed:
-            entry.busy = False
-            entry.pause = _FIRST_PAUSE
-            entry.desired = desired
-            newest = not entry.dirty
-            if newest and how == "gone":
-                self._entries.pop(facts.ref.uid, None)
-            self._gauge()
-            self._changed.notify_all()
-        if newest and entry.kept:
-            try:
-                self._store.status_written(facts.ref.uid)
-                entry.kept = False
-            except Exception as error:  # noqa: BLE001 - it is written again at the next start, which changes nothing
-                LOG.warning("a written status stays in the journal", extra=fields(claim=facts.ref.uid, error=error))
+    def _settled(self, entry: _Entry, since: float, desired: Desired | None, *, gone: bool = False) -> None:
+        if not gone:
+            metrics.STATUS_LAG.observe(time.monotonic() - since)
+        with self._keeping:
+            with self._changed:
+                entry.busy = False
+                entry.desired = desired
+                newest = not entry.dirty
+                if newest:
+                    entry.pause, entry.told = _FIRST_PAUSE, None
+                if newest and (gone or not entry.held):
+                    self._entries.pop(entry.facts.ref.uid, None)
+                self._repair(entry)
+                self._server_answers()
+                self._gauge()
+                self._changed.notify_all()
+            if newest and entry.row:
+                try:
+                    self._store.status_written(entry.facts.ref.uid)
+                    entry.kept = entry.row = False
+                except Exception as error:  # noqa: BLE001 - it is written again at the next start, changing nothing
+                    uid = entry.facts.ref.uid
+                    LOG.warning("a written status stays in the journal", extra=fields(claim=uid, error=error))
 
     def _again(self, entry: _Entry, error: ApiError) -> None:
+        """Take a failure: the entry waits for the next try."""
         metrics.STATUS_WRITES.labels("failed").inc()
-        forbidden = error.status == _FORBIDDEN
-        if forbidden and not self._told_forbidden:
-            self._told_forbidden = True
-            LOG.error(
-                "this program may not write claim status: it needs patch on resourceclaims/status, and from Kubernetes "
-                "1.36 on associated-node:patch on resourceclaims/driver for its driver name",
-                extra=fields(driver=self._driver, error=error),
-            )
-        elif not forbidden:
-            LOG.warning("status not written, trying on", extra=fields(claim=entry.facts.ref.uid, error=error))
-        with self._changed:
-            pause = error.retry_after or (_FORBIDDEN_PAUSE if forbidden else entry.pause)
-            entry.pause = min(entry.pause * 2, _LONGEST_PAUSE)
-            entry.seen = None
-            entry.busy = False
-            if not entry.dirty:
+        self._tell(entry, error)
+        with self._keeping:
+            with self._changed:
+                entry.busy = False
+                entry.seen = None
+                now = time.monotonic()
+                if error.status == 0:
+                    self._server_is_away(now)
+                else:
+                    self._server_answers()
+                    slow = lacks_permission(error) or not (error.retriable or error.status == _CONFLICT)
+                    pause = min(error.retry_after or entry.pause, _REFUSED_PAUSE)
+                    entry.pause = min(entry.pause * 2, _REFUSED_PAUSE if slow else _LONGEST_PAUSE)
+                    if not entry.dirty:
+                        entry.due = now + pause * random.uniform(1.0, 1.5)  # noqa: S311 - no secret
                 entry.dirty = True
-                entry.due = time.monotonic() + pause * random.uniform(0.6, 1.2)  # noqa: S311 - no secret
-            self._gauge()
-            self._changed.notify_all()
-        if not entry.kept:
-            try:
-                self._store.put_status(entry.facts)
-                entry.kept = True
-            except Exception as failure:  # noqa: BLE001 - it is tried again in this life
-                LOG.warning("status not kept in the journal", extra=fields(claim=entry.facts.ref.uid, error=failure))
+                waiting = [each for each in self._entries.values() if each.dirty] if self._away else [entry]
+                self._gauge()
+                self._changed.notify_all()
+            for each in waiting:
+                self._keep(each)
+
+    def _server_is_away(self, now: float) -> None:
+        """Note that the server gave no answer; ``_changed`` is held."""
+        if not self._away:
+            LOG.warning("the API server does not answer, statuses wait", extra=fields(claims=len(self._entries)))
+        self._away = True
+        self._probe_at = now + self._away_pause * random.uniform(0.6, 1.2)  # noqa: S311 - no secret
+        self._away_pause = min(self._away_pause * 2, _AWAY_PAUSE)
+
+    def _server_answers(self) -> None:
+        """Note that the server answered; what waits is spread over a moment; ``_changed`` is held."""
+        if not self._away:
+            return
+        self._away, self._away_pause = False, _FIRST_PAUSE
+        now = time.monotonic()
+        waiting = [entry for entry in self._entries.values() if entry.dirty]
+        LOG.info("the API server answers again", extra=fields(claims=len(waiting)))
+        for entry in waiting:
+            entry.due = max(entry.due, now + random.uniform(0, _RETURN_SPREAD))  # noqa: S311 - no secret
+
+    def _tell(self, entry: _Entry, error: ApiError) -> None:
+        """Log a failure once, until another one comes."""
+        if error.status == 0 or entry.told == (error.status, error.reason):
+            return
+        if not lacks_permission(error):
+            entry.told = (error.status, error.reason)
+            # A claim that changes under our hands is no trouble: it is read and tried again.
+            usual = error.status == _CONFLICT or "must be an allocated device" in error.message
+            level = logging.INFO if usual else logging.WARNING
+            LOG.log(level, "status not written, trying on", extra=fields(claim=entry.facts.ref.uid, error=error))
+        elif entry.pause > _FIRST_PAUSE and not self._told_forbidden:
+            # Not at the first refusal: a server that has just started refuses everybody for a moment.
+            self._told_forbidden = True
+            LOG.error(_PERMISSIONS, extra=fields(driver=self._driver, error=error))
+
+
+def _version(claim: Mapping[str, Any] | None) -> int:
+    """Return the version of a claim; 0 where there is none. They grow (Kubernetes, KEP-5504)."""
+    text = str(((claim or {}).get("metadata") or {}).get("resourceVersion") or "")
+    return int(text) if text.isdecimal() else 0

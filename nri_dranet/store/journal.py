@@ -10,7 +10,7 @@ import logging
 import sqlite3
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -114,6 +114,7 @@ class Journal:
                     _row(record),
                 )
             self._records[record.uid] = record
+            self._readable(record.uid)
             return record
 
     def update(
@@ -158,15 +159,20 @@ class Journal:
                 self._records[record.uid] = record
             return tuple(changed)
 
-    def set_facts(self, uid: str, facts: Sequence[DeviceFacts]) -> ClaimRecord | None:
-        """Replace what is known of a claim's devices, whatever its state; None when the claim is not there.
+    def set_facts(self, uid: str, facts: Sequence[DeviceFacts], *, state: State | None = None) -> ClaimRecord | None:
+        """Replace what is known of a claim's devices; None when the claim is not there, or not in that state.
+
+        Args:
+            uid: the claim.
+            facts: what is known of its devices.
+            state: the state that the claim must be in; None: any.
 
         Raises:
             JournalError: it could not be written; the journal is as before.
         """
         with self._lock:
             old = self._records.get(uid)
-            if old is None:
+            if old is None or state not in {None, old.state}:
                 return None
             record = replace(old, facts=tuple(facts))
             with self._transaction("record facts"):
@@ -185,6 +191,7 @@ class Journal:
                 self._connection.execute("DELETE FROM claims WHERE uid=?", (uid,))
                 self._connection.execute("DELETE FROM quarantine WHERE uid=?", (uid,))
             self._records.pop(uid, None)
+            self._readable(uid)
 
     def check_writable(self) -> None:
         """Write nothing, durably: tells whether a Prepare could be recorded now.
@@ -247,9 +254,16 @@ class Journal:
                 raise
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
+            # A connection that was closed cannot even be asked.
+            with suppress(sqlite3.Error):
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
             raise JournalError(f"the journal cannot {what}: {error}") from error
+
+    def _readable(self, uid: str) -> None:
+        """Forget that the row of a claim could not be read: it was written anew, or released."""
+        if any(entry.ref.uid == uid for entry in self.quarantined):
+            self.quarantined = tuple(entry for entry in self.quarantined if entry.ref.uid != uid)
 
     def _load(self) -> None:
         quarantined, voided = [], []

@@ -1,211 +1,202 @@
-"""Server-side apply and the patches, as far as this driver's objects need them. Pure.
+"""Who owns which fields: ``metadata.managedFields`` under updates and server-side apply.
 
-An object is a set of leaves, each known by its path. Lists of ``status.devices`` and ``conditions`` are maps by their
-keys, all other lists are leaves (``resource.k8s.io/v1``: listType and listMapKey). Each field manager owns leaves; a
-manager that stops to apply a leaf takes it away, unless another owns it too.
-
-Source of the rules: Kubernetes, "Server-Side Apply", and ``sigs.k8s.io/structured-merge-diff``.
+Source: ``k8s.io/apimachinery/pkg/util/managedfields`` and ``structured-merge-diff/merge``. An apply merges, takes
+away what its manager applied before and nobody owns now, and is refused when it changes what another manager owns,
+unless it is forced. Any other write takes over what it changes.
 """
 
 from __future__ import annotations
 
-import copy
+import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from nri_dranet.testing.api_errors import StatusError
+from nri_dranet.testing.api_fields import (
+    SchemaError,
+    below,
+    check,
+    compare,
+    fields_of,
+    merge,
+    remove,
+    to_v1,
+    with_named,
+    written,
+)
+from nri_dranet.testing.api_schema import Kind, decode
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
-LIST_KEYS: Final[dict[tuple[str, ...], tuple[str, ...]]] = {
-    ("status", "devices"): ("driver", "pool", "device", "shareID"),
-    ("status", "devices", "conditions"): ("type",),
-}
-"""Lists that are maps: path without the items' keys → the keys."""
+    from nri_dranet.testing.api_fields import Path
 
-Key = tuple[tuple[str, Any], ...]
-Path = tuple["str | Key", ...]
-ITEM: Final = "."
-"""Last part of the path that stands for a list item itself."""
+APPLY: Final = "Apply"
+UPDATE: Final = "Update"
 
-
-class DuplicateKeyError(ValueError):
-    """Two items of a list have the same keys; the text is the API server's."""
-
-
-class ApplyConflictError(Exception):
-    """Another manager owns a leaf with another value; the text names both."""
+_META: Final = ("name", "namespace", "creationTimestamp", "selfLink", "uid", "generation", "managedFields")
+_STRIPPED: Final[frozenset[Path]] = frozenset(
+    {
+        ("f:apiVersion",),
+        ("f:kind",),
+        ("f:metadata",),
+        *(("f:metadata", f"f:{name}") for name in (*_META, "resourceVersion", "deletionTimestamp")),
+    }
+)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Manager:
+    """One line of managedFields, without its fields."""
+
+    name: str
+    operation: str
+    api_version: str
+    subresource: str = ""
+
+    def __str__(self) -> str:
+        words = json.dumps(self.name)
+        if self.subresource:
+            words += f" with subresource {json.dumps(self.subresource)}"
+        return f"{words} using {self.api_version}" if self.operation == UPDATE else words
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """The fields of one manager, and since when."""
+
+    paths: frozenset[Path]
+    time: str
+
+
+@dataclass(frozen=True, slots=True)
 class Managers:
-    """Which manager owns which leaves of one object."""
+    """All managers of an object."""
 
-    owned: dict[str, set[Path]] = field(default_factory=dict)
+    owned: Mapping[Manager, Owned] = field(default_factory=dict)
 
-    def others(self, manager: str) -> set[Path]:
-        """Return what all managers but one own."""
-        return {path for name, paths in self.owned.items() if name != manager for path in paths}
+    def entries(self) -> list[dict[str, Any]]:
+        """Return ``metadata.managedFields``."""
+        found = []
+        order = sorted(
+            self.owned.items(), key=lambda item: (item[0].operation, item[1].time, item[0].name, item[0].subresource)
+        )
+        for manager, owned in order:
+            entry = {
+                "manager": manager.name,
+                "operation": manager.operation,
+                "apiVersion": manager.api_version,
+                "time": owned.time,
+                "fieldsType": "FieldsV1",
+                "fieldsV1": to_v1(owned.paths),
+            }
+            found.append(entry | ({"subresource": manager.subresource} if manager.subresource else {}))
+        return found
 
-    def updated(self, manager: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-        """Note what an update, not an apply, has changed."""
-        old, new = dict(leaves(before)), dict(leaves(after))
-        changed = {path for path, value in new.items() if path not in old or old[path] != value}
-        gone = old.keys() - new.keys()
-        for name in list(self.owned):
-            self.owned[name] -= gone
-            if name != manager:
-                self.owned[name] -= {path for path in changed if path[-1] != ITEM}
-        self.owned.setdefault(manager, set()).update(changed)
+    def with_paths(self, manager: Manager, paths: Iterable[Path], now: str) -> Managers:
+        """Give a manager its fields; the time moves only when they change."""
+        owned = dict(self.owned)
+        known, fresh = owned.pop(manager, None), frozenset(paths)
+        if fresh:
+            owned[manager] = known if known is not None and known.paths == fresh else Owned(fresh, now)
+        return Managers(owned)
+
+    def without(self, paths: set[Path], *, but: Manager) -> Managers:
+        """Take fields from all managers but one."""
+        left = {
+            manager: owned if manager == but else Owned(owned.paths - paths, owned.time)
+            for manager, owned in self.owned.items()
+        }
+        return Managers({manager: owned for manager, owned in left.items() if owned.paths})
 
 
-def leaves(value: Any, path: Path = (), plain: tuple[str, ...] = ()) -> Iterator[tuple[Path, Any]]:
-    """Give each leaf of an object with its path.
+def updated(  # noqa: PLR0917 - the parts of one write
+    kind: Kind, live: Mapping[str, Any], new: Mapping[str, Any], managers: Managers, manager: Manager, now: str
+) -> Managers:
+    """Return the managers after a write that is no apply."""
+    change = compare(dict(live), dict(new), kind.shape)
+    managers = managers.without(change.modified | change.added | change.removed, but=manager)
+    known = managers.owned.get(manager)
+    paths = set(known.paths) if known else set()
+    paths = (paths - change.removed) | _kept(change.modified | change.added, ())
+    return managers.with_paths(manager, paths, now)
+
+
+def applied(  # noqa: PLR0917 - the parts of one write
+    kind: Kind,
+    live: Mapping[str, Any],
+    config: Mapping[str, Any],
+    managers: Managers,
+    manager: Manager,
+    now: str,
+    *,
+    force: bool,
+    ignored: tuple[Path, ...],
+) -> tuple[dict[str, Any], Managers]:
+    """Apply a configuration.
+
+    Args:
+        kind: the object's kind.
+        live: the object as it is, without managedFields.
+        config: what is applied.
+        managers: its managers.
+        manager: who applies.
+        now: the time, RFC 3339.
+        force: take over what others own.
+        ignored: fields that this way of writing does not change.
+
+    Returns:
+        The object and its managers.
 
     Raises:
-        DuplicateKeyError: two items of a list have the same keys.
+        StatusError: the configuration does not fit the schema, or is in conflict with another manager.
+        DecodeError: the result is no object of this kind.
     """
-    if isinstance(value, dict) and value:
-        for name, item in value.items():
-            yield from leaves(item, (*path, name), (*plain, name))
-    elif isinstance(value, list) and plain in LIST_KEYS:
-        seen: set[Key] = set()
-        for item in value:
-            key = _key(item, LIST_KEYS[plain])
-            if key in seen:
-                words = ",".join(f'{name}="{part}"' for name, part in sorted(key) if part is not None)
-                raise DuplicateKeyError(f".{'.'.join(plain)}: duplicate entries for key [{words}]")
-            seen.add(key)
-            yield (*path, key, ITEM), None
-            yield from leaves(item, (*path, key), plain)
+    meta = config.get("metadata") or {}
+    where = f"{meta.get('namespace', '')}/{meta.get('name', '')}; {kind.api_version}, Kind={kind.kind}"
+    try:
+        check(config, kind.shape)
+        wanted = _kept(fields_of(dict(config), kind.shape), ignored)
+        # What this way of writing does not change must not be merged either.
+        own = {name: value for name, value in config.items() if (f"f:{name}",) not in ignored}
+        merged = merge(dict(live), own, kind.shape)
+    except SchemaError as error:
+        raise StatusError(500, f"failed to create typed patch object ({where}): {error}", reason="") from error
+    last = managers.owned.get(manager)
+    managers = managers.with_paths(manager, wanted, now)
+    if last is not None:
+        everybodys: set[Path] = set().union(*(owned.paths for owned in managers.owned.values()))
+        gone = with_named(last.paths) - with_named(everybodys)
+        merged = remove(merged, kind.shape, gone) or {}
+    change = compare(dict(live), merged, kind.shape)
+    conflicts = [
+        (other, path)
+        for other, owned in managers.owned.items()
+        if other != manager
+        for path in sorted(owned.paths & (change.modified | change.added))
+    ]
+    if conflicts and not force:
+        raise _refused(conflicts)
+    taken = {path for _, path in conflicts} | change.removed
+    return decode(merged, kind.shape), managers.without(taken, but=manager)
+
+
+def _kept(paths: set[Path], ignored: tuple[Path, ...]) -> set[Path]:
+    return paths - _STRIPPED - below(paths, ignored)
+
+
+def _refused(conflicts: list[tuple[Manager, Path]]) -> StatusError:
+    conflicts = sorted(conflicts, key=lambda item: (str(item[0]), written(item[1])))
+    if len(conflicts) == 1:
+        said = f"Apply failed with 1 conflict: conflict with {conflicts[0][0]}: {written(conflicts[0][1])}"
     else:
-        yield path, value
-
-
-def apply(
-    present: Mapping[str, Any], wanted: Mapping[str, Any], manager: str, managers: Managers, *, force: bool
-) -> dict[str, Any]:
-    """Return the object after an apply; ``managers`` is changed.
-
-    Raises:
-        ApplyConflictError: another manager owns a leaf with another value, and ``force`` is off.
-        DuplicateKeyError: two items of a list have the same keys.
-    """
-    new = dict(leaves(dict(wanted)))
-    have = dict(leaves(dict(present)))
-    for name, paths in list(managers.owned.items()):
-        if name == manager:
-            continue
-        clash = {p for p in paths & new.keys() if p[-1] != ITEM and have.get(p) != new[p]}
-        if clash and not force:
-            where = ".".join(str(part) for part in sorted(map(str, clash)))
-            raise ApplyConflictError(f'Apply failed with {len(clash)} conflict: conflict with "{name}": {where}')
-        managers.owned[name] = paths - clash
-    result = copy.deepcopy(dict(present))
-    dropped = managers.owned.get(manager, set()) - new.keys() - managers.others(manager)
-    for path in sorted(dropped, key=len, reverse=True):
-        _remove(result, path)
-    for path, value in new.items():
-        _set(result, path, value)
-    managers.owned[manager] = set(new)
-    return result
-
-
-def merge_patch(target: Any, patch: Any) -> Any:
-    """Return ``target`` after a JSON merge patch (RFC 7386)."""
-    if not isinstance(patch, dict):
-        return copy.deepcopy(patch)
-    result = dict(target) if isinstance(target, dict) else {}
-    for name, value in patch.items():
-        if value is None:
-            result.pop(name, None)
-        else:
-            result[name] = merge_patch(result.get(name), value)
-    return result
-
-
-def json_patch(target: Any, operations: list[dict[str, Any]]) -> Any:
-    """Return ``target`` after a JSON patch (RFC 6902: add, remove, replace, test).
-
-    Raises:
-        ValueError: an operation cannot be carried out; the text says which.
-    """
-    result = copy.deepcopy(target)
-    for operation in operations:
-        kind, path = operation.get("op"), str(operation.get("path", ""))
-        parts = [part.replace("~1", "/").replace("~0", "~") for part in path.split("/")[1:]]
-        try:
-            _operate(result, kind, parts, operation.get("value"))
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"the server rejected our request due to an error in our request: {kind} {path}"
-            ) from error
-    return result
-
-
-def _operate(target: Any, kind: Any, parts: list[str], value: Any) -> None:
-    *above, last = parts
-    for part in above:
-        target = target[int(part)] if isinstance(target, list) else target[part]
-    place: Any = last
-    if isinstance(target, list):
-        place = len(target) if last == "-" else int(last)
-        if kind == "add":
-            target.insert(place, copy.deepcopy(value))
-            return
-    if kind == "remove":
-        del target[place]
-    elif kind == "add" or (kind == "replace" and target[place] is not None):
-        target[place] = copy.deepcopy(value)
-    elif kind != "test" or target[place] != value:
-        raise ValueError(kind)
-
-
-def _key(item: Any, names: tuple[str, ...]) -> Key:
-    return tuple((name, item.get(name) if isinstance(item, dict) else None) for name in names)
-
-
-def _find(container: list[Any], key: Key) -> Any:
-    names = tuple(name for name, _ in key)
-    return next((item for item in container if _key(item, names) == key), None)
-
-
-def _set(target: Any, path: Path, value: Any) -> None:
-    plain: tuple[str, ...] = ()
-    for position, part in enumerate(path[:-1]):
-        if isinstance(part, tuple):
-            found = _find(target, part)
-            if found is None:
-                found = {name: each for name, each in part if each is not None}
-                target.append(found)
-            target = found
-        else:
-            plain = (*plain, part)
-            following = path[position + 1]
-            target = target.setdefault(part, [] if isinstance(following, tuple) else {})
-    last = path[-1]
-    if last != ITEM and isinstance(last, str):
-        target[last] = copy.deepcopy(value)
-
-
-def _remove(target: Any, path: Path) -> None:
-    above: list[tuple[Any, Any]] = []
-    for part in path[:-1]:
-        found = _find(target, part) if isinstance(part, tuple) and isinstance(target, list) else None
-        if isinstance(part, str) and isinstance(target, dict):
-            found = target.get(part)
-        if found is None:
-            return
-        above.append((target, found))
-        target = found
-    last = path[-1]
-    if last == ITEM:
-        container, item = above[-1]
-        names = {name for name, _ in path[-2]} if isinstance(path[-2], tuple) else set()
-        if isinstance(container, list) and item in container and not item.keys() - names:
-            container.remove(item)
-    elif isinstance(target, dict) and isinstance(last, str):
-        target.pop(last, None)
-    for container, item in reversed(above):
-        if item in ({}, []) and isinstance(container, dict):
-            for name in [name for name, value in container.items() if value is item]:
-                del container[name]
+        lines = []
+        for name in sorted({str(manager) for manager, _ in conflicts}):
+            lines.append(f"conflicts with {name}:")
+            lines += [f"- {written(path)}" for manager, path in conflicts if str(manager) == name]
+        said = f"Apply failed with {len(conflicts)} conflicts: " + "\n".join(lines)
+    causes = [
+        {"reason": "FieldManagerConflict", "message": f"conflict with {manager}", "field": written(path)}
+        for manager, path in conflicts
+    ]
+    return StatusError(409, said, details={"causes": causes})

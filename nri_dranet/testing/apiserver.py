@@ -1,138 +1,240 @@
-"""A stand-in for the API server: HTTP with the paths, verdicts, patches and watches that this driver uses.
+"""A stand-in for the Kubernetes API server: the real protocol over real sockets, for tests and for the demo.
 
-It is no real API server: no admission, no defaulting, no controllers. What it refuses is what a real one was seen to
-refuse (``api_verdicts``). Faults can be injected: an outage that keeps its state, answers that fail, a slow answer.
+It serves ``resource.k8s.io/v1`` and the few core kinds that the driver touches, with field ownership, watches and
+the API server's verdicts on what may be written. What it does not have: discovery, paging, admission, garbage
+collection, graceful deletion of pods, strategic merge patch, TLS.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
+import queue
 import threading
-import time
-from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import parse_qsl, urlsplit
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, Self, cast
+from urllib.parse import urlsplit
 
-from nri_dranet.testing.api_store import KINDS, RESOURCE_GROUP, ApiProblem, Name, Store, matcher
+from nri_dranet.testing.api_errors import StatusError
+from nri_dranet.testing.api_http import Faults, HttpFront, Request, resource_of
+from nri_dranet.testing.api_json import RawJson, clone
+from nri_dranet.testing.api_registry import MERGE_PATCH, Call, Registry
+from nri_dranet.testing.api_schema import CLAIMS
+from nri_dranet.testing.api_store import Store
+from nri_dranet.testing.api_users import ADMIN, User
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-RESOURCE_API: Final = f"/apis/{RESOURCE_GROUP}"
+__all__ = ["ApiServerStandIn", "Request", "StatusError"]
 
-_PATCHES: Final = {
-    "application/apply-patch+yaml": "apply",
-    "application/merge-patch+json": "merge",
-    "application/json-patch+json": "json",
-}
-_BOOKMARK_SECONDS: Final = 5.0
-_METHOD_VERBS: Final = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
+HOST: Final = "127.0.0.1"
+NAMESPACES_AT_START: Final = ("default", "kube-system")
 
-
-@dataclass(slots=True)
-class Fault:
-    """Answers that shall fail: how many, how, and for which paths (a part of them)."""
-
-    count: int
-    status: int
-    retry_after: int | None = None
-    where: str = ""
-    message: str = "injected"
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """A request that was answered, for tests that count them."""
-
-    method: str
-    path: str
-    status: int
-    content_type: str = ""
+_BOOKMARK_SECONDS: Final = 10.0
+_REMEMBERED: Final = 10_000
+_LISTENER_SECONDS: Final = 10.0
 
 
 class ApiServerStandIn:
-    """The API server on a loopback port. ``stop`` and ``start`` make an outage; the objects stay."""
+    """The API server. All methods are thread-safe.
 
-    def __init__(self, *, trap: bool = False) -> None:
-        """Prepare to serve; ``trap`` as in ``api_store.Store``."""
-        self.store = Store(trap=trap)
-        self.requests: list[Seen] = []
-        self.latency = 0.0
-        self._faults: list[Fault] = []
+    The methods that take a path work on the objects without a request, as an administrator.
+
+    Attributes:
+        faults: What goes wrong on purpose.
+        requests: The requests that were answered, the newest last.
+        bookmark_seconds: Time between two bookmarks of a watch.
+    """
+
+    def __init__(self, *, granular: bool = True, trap: bool = True, anonymous: bool = True) -> None:
+        """Prepare a server without objects but namespaces.
+
+        Args:
+            granular: ask for the finer rights on a claim's status (Kubernetes 1.36 and later).
+            trap: encode raw JSON anew in patches, as the real server does: a claim whose parameters are not compact
+                JSON with sorted keys then refuses changes of its status.
+            anonymous: who has no token, or one that nobody knows, is an administrator; else it gets 401.
+        """
+        self.faults = Faults()
+        self.requests: deque[Request] = deque(maxlen=_REMEMBERED)
+        self.bookmark_seconds = _BOOKMARK_SECONDS
+        self._store = Store()
+        self._registry = Registry(self._store, granular=granular, trap=trap)
+        self._anonymous = anonymous
+        self._users: dict[str, User] = {}
         self._lock = threading.Lock()
-        self._server: _Server | None = None
-        self._thread: threading.Thread | None = None
         self._port = 0
+        self._listener: _Listener | None = None
+        for name in NAMESPACES_AT_START:
+            self.create("/api/v1/namespaces", {"metadata": {"name": name}})
+
+    # ---- its life
+
+    def start(self) -> None:
+        """Listen on 127.0.0.1, in the network namespace of the calling thread; after a ``stop`` on the same port.
+
+        Raises:
+            OSError: it cannot listen.
+        """
+        with self._lock:
+            if self._listener is None:
+                self._listener = _Listener(self._front, self._port)
+                self._port = self._listener.open()
+
+    def stop(self) -> None:
+        """Close the socket and all connections; the objects stay."""
+        with self._lock:
+            listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.end()
+
+    def pause(self) -> None:
+        """Be out of order: no socket listens, all connections are broken off. ``resume`` ends it."""
+        with self._lock:
+            if self._listener is not None:
+                self._listener.close()
+
+    def resume(self) -> None:
+        """Listen again where it did before ``pause``, also in another network namespace than the caller's.
+
+        Raises:
+            OSError: it cannot listen.
+        """
+        with self._lock:
+            if self._listener is not None:
+                self._listener.open()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     @property
     def url(self) -> str:
-        """Where it serves."""
-        return f"http://127.0.0.1:{self._port}"
+        """Where it is."""
+        return f"http://{HOST}:{self._port}"
 
-    def start(self) -> None:
-        """Serve; on the same port as before."""
-        self._server = _Server(("127.0.0.1", self._port), _Handler, self)
-        self._port = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="apiserver", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Stop at once: open connections break off."""
-        server, self._server = self._server, None
-        if server is None:
-            return
-        server.stopping.set()
-        with self.store.changed:
-            self.store.changed.notify_all()
-        server.shutdown()
-        server.break_connections()
-        server.server_close()
-        if self._thread is not None:
-            self._thread.join()
-
-    def fail_next(
-        self, count: int, status: int, *, retry_after: int | None = None, where: str = "", message: str = "injected"
-    ) -> None:
-        """Let the next answers fail, of requests whose path has ``where`` in it."""
-        with self._lock:
-            self._faults.append(Fault(count, status, retry_after, where, message))
-
-    def write_kubeconfig(self, path: Path) -> None:
-        """Write a kubeconfig for this server."""
+    def write_kubeconfig(self, path: Path, token: str = "") -> Path:
+        """Write a kubeconfig for this server and return its path."""
+        user = {"token": token} if token else {}
         config = {
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": "stand-in",
-            "contexts": [{"name": "stand-in", "context": {"cluster": "stand-in", "user": "driver"}}],
             "clusters": [{"name": "stand-in", "cluster": {"server": self.url}}],
-            "users": [{"name": "driver", "user": {"token": "stand-in"}}],
+            "users": [{"name": "stand-in", "user": user}],
+            "contexts": [{"name": "stand-in", "context": {"cluster": "stand-in", "user": "stand-in"}}],
         }
-        path.write_text(json.dumps(config), encoding="utf-8")
+        path.write_text(json.dumps(config, indent=2), encoding="utf-8")
+        return path
 
-    # ---- what a cluster's other parts do
+    # ---- users and faults
 
-    def create(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Create an object at a collection's path; raises ``ApiProblem``."""
-        plural, namespace, _, _ = split_path(path)
-        return self.store.create(plural, namespace, body, "user")
+    def add_user(self, token: str, user: User) -> None:
+        """Let someone in who shows this token."""
+        with self._lock:
+            self._users[token] = user
+
+    def fail_next(
+        self,
+        count: int,
+        status: int = 503,
+        *,
+        retry_after: int | None = None,
+        where: str = "",
+        method: str = "",
+        message: str = "fault on purpose",
+    ) -> None:
+        """Answer the next requests with an error; see ``Faults.fail_next``."""
+        self.faults.fail_next(count, status, retry_after=retry_after, where=where, method=method, message=message)
+
+    @property
+    def latency(self) -> float:
+        """Seconds that every answer waits."""
+        return self.faults.latency
+
+    @latency.setter
+    def latency(self, seconds: float) -> None:
+        self.faults.latency = seconds
+
+    def break_watches(self) -> None:
+        """End all watches that run; they may go on where they were."""
+        self._store.break_watches()
+
+    def drop_connections(self) -> None:
+        """Break off all connections, watches too; the server goes on listening."""
+        with self._lock:
+            if self._listener is not None:
+                self._listener.drop_connections()
+
+    def compact(self) -> None:
+        """Forget the history and end all watches: who goes on from an old version gets 410."""
+        self._store.compact()
+        self._store.break_watches()
+
+    # ---- objects, without a request
 
     def get(self, path: str) -> dict[str, Any]:
-        """Return an object; raises ``ApiProblem``."""
-        plural, namespace, name, _ = split_path(path)
-        return self.store.get((plural, namespace, name))
+        """Return an object.
 
-    def objects(self, path: str, selector: str = "") -> list[dict[str, Any]]:
-        """Return the objects of a collection."""
-        plural, namespace, _, _ = split_path(path)
-        return self.store.select(plural, namespace, selector)[1]
+        Raises:
+            StatusError: it does not exist.
+        """
+        return cast("dict[str, Any]", clone(self._registry.get(self._call(path, "get"))))
 
-    def delete(self, path: str) -> None:
-        """Delete an object; raises ``ApiProblem``."""
-        plural, namespace, name, _ = split_path(path)
-        self.store.delete((plural, namespace, name), {})
+    def objects(self, path: str, field_selector: str = "") -> list[dict[str, Any]]:
+        """Return the objects of a collection.
+
+        Raises:
+            StatusError: the selector is wrong.
+        """
+        items, _ = self._registry.items(self._call(path, "list"), field_selector)
+        return [clone(item) for item in items]
+
+    def create(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Create an object; a UID in it is kept.
+
+        Raises:
+            StatusError: it exists or is wrong.
+        """
+        created = self._registry.create(self._call(path, "create"), clone(dict(body)), keep_uid=True)
+        return cast("dict[str, Any]", clone(created))
+
+    def replace(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Replace an object.
+
+        Raises:
+            StatusError: it does not exist, has changed or is wrong.
+        """
+        replaced = self._registry.replace(self._call(path, "update"), clone(dict(body)))
+        return cast("dict[str, Any]", clone(replaced))
+
+    def merge(self, path: str, patch: Mapping[str, Any], manager: str = "admin") -> dict[str, Any]:
+        """Change an object by a JSON merge patch.
+
+        Raises:
+            StatusError: it does not exist or would be wrong.
+        """
+        changed = self._registry.patch(self._call(path, "patch", manager), clone(dict(patch)), MERGE_PATCH)
+        return cast("dict[str, Any]", clone(changed))
+
+    def delete(self, path: str) -> dict[str, Any]:
+        """Remove an object at once, whatever its finalizers; return it.
+
+        Raises:
+            StatusError: it does not exist.
+        """
+        call = self._call(path, "delete")
+        with self._store.lock:
+            found = self._registry.get(self._call(path, "get"))
+            if found["metadata"].get("finalizers"):
+                return cast("dict[str, Any]", clone(self._store.drop(call.kind, call.key)))
+            return cast("dict[str, Any]", clone(self._registry.delete(call)))
+
+    # ---- what others of a cluster do
 
     def allocate(
         self,
@@ -141,245 +243,159 @@ class ApiServerStandIn:
         *,
         results: Sequence[Mapping[str, Any]],
         config: Sequence[Mapping[str, Any]] = (),
-        node: str,
+        node: str = "",
     ) -> dict[str, Any]:
-        """Do what the scheduler does with a claim."""
-        term = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}
-        allocation: dict[str, Any] = {
-            "devices": {"results": [dict(result) for result in results]},
-            "nodeSelector": {"nodeSelectorTerms": [term]},
-        }
+        """Allocate devices for a claim, as the scheduler does.
+
+        Args:
+            namespace: the claim's namespace.
+            name: the claim's name.
+            results: ``allocation.devices.results``.
+            config: ``allocation.devices.config``.
+            node: the node that the claim is pinned to, empty for none.
+
+        Raises:
+            StatusError: the claim does not exist, or the allocation is refused.
+        """
+        devices: dict[str, Any] = {"results": [dict(result) for result in results]}
         if config:
-            allocation["devices"]["config"] = [dict(each) for each in config]
-        return self._status(namespace, name, lambda status: {**status, "allocation": allocation})
+            devices["config"] = self._as_written(namespace, name, [dict(each) for each in config])
+        allocation: dict[str, Any] = {"devices": devices}
+        if node:
+            field = {"key": "metadata.name", "operator": "In", "values": [node]}
+            allocation["nodeSelector"] = {"nodeSelectorTerms": [{"matchFields": [field]}]}
+        return self._schedule(namespace, name, {"allocation": allocation})
 
     def deallocate(self, namespace: str, name: str) -> dict[str, Any]:
-        """Take the allocation away, and with it every entry of ``status.devices``."""
-        return self._status(namespace, name, lambda _: {})
+        """Take a claim's allocation and reservations away.
+
+        Raises:
+            StatusError: the claim does not exist.
+        """
+        return self._schedule(namespace, name, {"allocation": None, "reservedFor": None})
 
     def reserve(self, namespace: str, name: str, *, pod: str, uid: str) -> dict[str, Any]:
-        """Reserve a claim for one more pod."""
-        entry = {"resource": "pods", "name": pod, "uid": uid}
-        return self._status(
-            namespace, name, lambda status: {**status, "reservedFor": [*(status.get("reservedFor") or []), entry]}
-        )
+        """Reserve an allocated claim for one more pod.
+
+        Raises:
+            StatusError: the claim does not exist or is not allocated.
+        """
+        with self._store.lock:
+            users = self._reserved(namespace, name)
+            return self._schedule(
+                namespace, name, {"reservedFor": [*users, {"resource": "pods", "name": pod, "uid": uid}]}
+            )
 
     def release(self, namespace: str, name: str, *, uid: str) -> dict[str, Any]:
-        """Take a pod's reservation away."""
+        """Take the reservation of a pod away.
 
-        def without(status: dict[str, Any]) -> dict[str, Any]:
-            return {**status, "reservedFor": [each for each in status.get("reservedFor") or [] if each["uid"] != uid]}
+        Raises:
+            StatusError: the claim does not exist.
+        """
+        with self._store.lock:
+            users = [user for user in self._reserved(namespace, name) if user["uid"] != uid]
+            return self._schedule(namespace, name, {"reservedFor": users or None})
 
-        return self._status(namespace, name, without)
+    def list(self, path: str, field_selector: str = "") -> Sequence[dict[str, Any]]:
+        """Do the same as ``objects``."""
+        return self.objects(path, field_selector)
 
-    def _status(self, namespace: str, name: str, change: Any) -> dict[str, Any]:
-        key: Name = ("resourceclaims", namespace, name)
-        claim = self.store.get(key)
-        claim["status"] = change(claim.get("status") or {})
-        return self.store.replace(key, claim, "scheduler", status=True)
+    # ---- inside
 
-    # ---- for the handler
+    def _front(self, port: int) -> HttpFront:
+        return HttpFront(
+            (HOST, port), self._registry, self.faults, self._user, lambda: self.bookmark_seconds, self.requests
+        )
 
-    def fault(self, path: str) -> Fault | None:
-        """Return the fault that an answer shall have."""
+    def _user(self, token: str) -> User:
         with self._lock:
-            for fault in self._faults:
-                if fault.where in path and fault.count > 0:
-                    fault.count -= 1
-                    return fault
-            return None
+            found = self._users.get(token) if token else None
+        if found is None and not self._anonymous:
+            raise StatusError(401, "Unauthorized")
+        return found or ADMIN
 
-    def note(self, seen: Seen) -> None:
-        """Note an answered request."""
-        with self._lock:
-            self.requests.append(seen)
+    def _call(self, path: str, verb: str, manager: str = "admin") -> Call:
+        kind, namespace, name, subresource = resource_of(urlsplit(path).path)
+        return Call(kind, namespace, name, ADMIN, verb, subresource, manager)
 
+    def _reserved(self, namespace: str, name: str) -> Sequence[dict[str, Any]]:
+        found = self.get(f"{CLAIMS.base}/namespaces/{namespace}/resourceclaims/{name}")
+        return found["status"].get("reservedFor") or []
 
-def split_path(path: str) -> tuple[str, str, str, str]:
-    """Return plural, namespace, name and subresource of a path; raises ``ApiProblem`` 404 for another form."""
-    parts = path.strip("/").split("/")
-    if parts[:2] == ["api", "v1"]:
-        parts = parts[2:]
-    elif "/" + "/".join(parts[:3]) == RESOURCE_API:
-        parts = parts[3:]
-    else:
-        raise ApiProblem(404, "NotFound", "the server could not find the requested resource")
-    namespace = ""
-    if parts[:1] == ["namespaces"] and len(parts) > 2:
-        namespace, parts = parts[1], parts[2:]
-    plural, name, subresource = [*parts, "", ""][:3]
-    if plural not in KINDS or len(parts) > 3:
-        raise ApiProblem(404, "NotFound", "the server could not find the requested resource")
-    return plural, namespace, name, subresource
+    def _schedule(self, namespace: str, name: str, status: Mapping[str, Any]) -> dict[str, Any]:
+        path = f"{CLAIMS.base}/namespaces/{namespace}/resourceclaims/{name}/status"
+        return self.merge(path, {"status": dict(status)}, "kube-scheduler")
 
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 256
-
-    def __init__(self, address: tuple[str, int], handler: type[_Handler], owner: ApiServerStandIn) -> None:
-        self.owner = owner
-        self.stopping = threading.Event()
-        self._open: set[Any] = set()
-        super().__init__(address, handler)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        self._open.add(request)
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        self._open.discard(request)
-        super().shutdown_request(request)
-
-    def break_connections(self) -> None:
-        """Close every connection that is open."""
-        for each in list(self._open):
-            with contextlib.suppress(OSError):
-                each.shutdown(2)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of connections that break off: that is what an outage is."""
+    def _as_written(self, namespace: str, name: str, config: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+        """Give parameters that stand in the claim the text that they have there, as a copy by the scheduler has."""
+        claim = self.get(f"{CLAIMS.base}/namespaces/{namespace}/resourceclaims/{name}")
+        texts = [
+            each["opaque"]["parameters"]
+            for each in (claim["spec"].get("devices") or {}).get("config") or []
+            if isinstance((each.get("opaque") or {}).get("parameters"), RawJson)
+        ]
+        for each in config:
+            opaque = each.get("opaque") or {}
+            for known in texts:
+                if opaque.get("parameters") == known:
+                    each["opaque"] = {**opaque, "parameters": known}
+        return config
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: _Server
-    disable_nagle_algorithm = True
+class _Listener:
+    """Opens and closes the listening socket, always from one thread: a socket belongs to its network namespace."""
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class names it so
-        """Write no access log."""
+    def __init__(self, front: Callable[[int], HttpFront], port: int) -> None:
+        self._make = front
+        self._port = port
+        self._front: HttpFront | None = None
+        self._orders: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[OSError | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="api-server", daemon=True)
+        self._thread.start()
 
-    def do_GET(self) -> None:
-        """Get, list or watch."""
-        self._answer()
+    def open(self) -> int:
+        """Listen, if it does not, and return the port.
 
-    do_POST = do_PUT = do_PATCH = do_DELETE = do_GET  # noqa: N815 - the base class names them so
+        Raises:
+            OSError: it cannot.
+        """
+        if self._front is None:
+            self._orders.put(True)
+            error = self._answers.get(timeout=_LISTENER_SECONDS)
+            if error is not None:
+                raise error
+        return self._port
 
-    def _answer(self) -> None:
-        owner = self.server.owner
-        url = urlsplit(self.path)
-        length = int(self.headers.get("Content-Length") or 0)
-        raw = self.rfile.read(length) if length else b""
-        if owner.latency:
-            time.sleep(owner.latency)
-        kind = self.headers.get("Content-Type", "")
-        fault = owner.fault(url.path)
-        headers: dict[str, str] = {}
-        try:
-            if fault is not None:
-                _spring(fault, headers)
-            query = dict(parse_qsl(url.query))
-            if self.command == "GET" and query.get("watch") in ("true", "1"):
-                self._watch(url.path, query)
-                return
-            body = json.loads(raw) if raw else None
-            answer = self._serve(url.path, query, body, kind)
-            status = 201 if self.command == "POST" else 200
-        except ApiProblem as problem:
-            status, answer = problem.status, _status(problem)
-        except ValueError as error:
-            status, answer = 400, _status(ApiProblem(400, "BadRequest", str(error)))
-        owner.note(Seen(self.command, url.path, status, kind))
-        data = json.dumps(answer).encode()
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def _serve(  # noqa: C901, PLR0911 - one line a verb
-        self, path: str, query: Mapping[str, str], body: Any, kind: str
-    ) -> dict[str, Any]:
-        store = self.server.owner.store
-        plural, namespace, name, subresource = split_path(path)
-        key: Name = (plural, namespace, name)
-        manager = query.get("fieldManager", "unknown")
-        status = subresource == "status"
-        if subresource not in ("", "status"):
-            raise ApiProblem(404, "NotFound", "the server could not find the requested resource")
-        if self.command == "GET" and name:
-            return store.get(key)
-        if self.command == "GET":
-            version, items = store.select(plural, namespace, query.get("fieldSelector", ""))
-            list_kind, group = f"{KINDS[plural][0]}List", KINDS[plural][1]
-            meta = {"resourceVersion": str(version)}
-            return {"kind": list_kind, "apiVersion": group, "metadata": meta, "items": items}
-        if self.command == "POST" and not name:
-            return store.create(plural, namespace, body, manager)
-        if self.command == "PUT" and name:
-            return store.replace(key, body, manager, status=status)
-        if self.command == "PATCH" and name:
-            patch = _PATCHES.get(kind.partition(";")[0])
-            if patch is None:
-                raise ApiProblem(
-                    415, "UnsupportedMediaType", f"the body of the request was in an unknown format: {kind}"
-                )
-            return store.patch(key, patch, body, manager, force=query.get("force") == "true", status=status)
-        if self.command == "DELETE" and name:
-            return store.delete(key, (body or {}).get("preconditions") or {})
-        if self.command == "DELETE":
-            gone = store.select(plural, namespace, query.get("fieldSelector", ""))[1]
-            for item in gone:
-                store.delete((plural, item["metadata"].get("namespace", ""), item["metadata"]["name"]), {})
-            return {"kind": "Status", "apiVersion": "v1", "status": "Success"}
-        raise ApiProblem(405, "MethodNotAllowed", f"the server does not allow {_METHOD_VERBS.get(self.command)} here")
-
-    def _watch(self, path: str, query: Mapping[str, str]) -> None:
-        """Send changes until the client's time is over or the server stops."""
-        store = self.server.owner.store
-        plural, namespace, _, _ = split_path(path)
-        matches = matcher(query.get("fieldSelector", ""))
-        position = int(query.get("resourceVersion") or 0)
-        end = time.monotonic() + float(query.get("timeoutSeconds") or 3600)
-        store.since(position)
-        self.server.owner.note(Seen("WATCH", path, 200))
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-        bookmark = time.monotonic() + _BOOKMARK_SECONDS
-        while not self.server.stopping.is_set() and time.monotonic() < end:
-            with store.changed:
-                changes = store.since(position)
-                if not changes:
-                    store.changed.wait(min(0.5, max(0.0, end - time.monotonic())))
-                    changes = store.since(position)
-            for change in changes:
-                position = change.version
-                space = change.object["metadata"].get("namespace", "")
-                if change.plural == plural and namespace in ("", space) and matches(change.object):
-                    self._line({"type": change.type, "object": change.object})
-            if time.monotonic() > bookmark and query.get("allowWatchBookmarks") == "true":
-                bookmark = time.monotonic() + _BOOKMARK_SECONDS
-                kind, group = KINDS[plural]
-                mark = {"kind": kind, "apiVersion": group, "metadata": {"resourceVersion": str(position)}}
-                self._line({"type": "BOOKMARK", "object": mark})
-        if self.server.stopping.is_set():
-            self.close_connection = True
+    def close(self) -> None:
+        """Stop listening and break off all connections."""
+        front, self._front = self._front, None
+        if front is None:
             return
-        self.wfile.write(b"0\r\n\r\n")
+        front.closing.set()
+        front.registry.store.break_watches()
+        front.shutdown()
+        front.server_close()
+        front.close_connections()
 
-    def _line(self, event: Mapping[str, Any]) -> None:
-        data = json.dumps(event).encode() + b"\n"
-        self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
-        self.wfile.flush()
+    def drop_connections(self) -> None:
+        """Break off all connections."""
+        if self._front is not None:
+            self._front.close_connections()
 
+    def end(self) -> None:
+        """Close, and end the thread."""
+        self.close()
+        self._orders.put(False)
+        self._thread.join()
 
-def _spring(fault: Fault, headers: dict[str, str]) -> None:
-    if fault.retry_after is not None:
-        headers["Retry-After"] = str(fault.retry_after)
-    raise ApiProblem(fault.status, "Injected", fault.message)
-
-
-def _status(problem: ApiProblem) -> dict[str, Any]:
-    return {
-        "kind": "Status",
-        "apiVersion": "v1",
-        "status": "Failure",
-        "message": problem.message,
-        "reason": problem.reason,
-        "code": problem.status,
-    }
+    def _run(self) -> None:
+        while self._orders.get():
+            try:
+                self._front = front = self._make(self._port)
+            except OSError as error:
+                self._answers.put(error)
+                continue
+            self._port = front.server_address[1]
+            self._answers.put(None)
+            front.serve_forever(poll_interval=0.05)

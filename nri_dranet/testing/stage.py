@@ -34,7 +34,8 @@ DRIVER: Final = "dra.net"
 RESOURCE_API: Final = "/apis/resource.k8s.io/v1"
 
 _PATIENCE: Final = 20.0
-_OLD_ENOUGH: Final = 0.02
+_FIRST_PAUSE: Final = 0.001
+_LONGEST_PAUSE: Final = 0.05
 
 
 class StageError(Exception):
@@ -301,13 +302,15 @@ class Stage:
             StageError: it did not become true in time.
         """
         end = time.monotonic() + timeout
+        pause = _FIRST_PAUSE
         while True:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 if found := look():
                     return found
             if time.monotonic() > end:
                 raise self._failure(f"waited {timeout:g} s in vain: {what}")
-            time.sleep(_OLD_ENOUGH)
+            time.sleep(pause)
+            pause = min(pause * 1.2, _LONGEST_PAUSE)
 
     def wait_condition(self, name: str, kind: str, status: str) -> dict[str, Any]:
         """Wait for a condition of the claim's first device and return the device's entry.

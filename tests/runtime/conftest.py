@@ -8,7 +8,7 @@ import pytest
 
 from hack import parts
 from hack.node import Node
-
+from hack.world import World
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -62,9 +62,7 @@ def client(node: Node) -> Iterator[CriClient]:
 
 
 @pytest.fixture
-def world(node: Node, client: CriClient) -> Iterator["World"]:
+def world(node: Node, client: CriClient) -> Iterator[World]:
     """Put stand-ins of API server and kubelet beside the node, for the daemon."""
-    from hack.world import World
-
     with World(node, client) as world:
         yield world

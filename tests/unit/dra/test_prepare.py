@@ -65,6 +65,8 @@ class NoEngine:
 class NoObserver:
     """Stands for the observer."""
 
+    watched: frozenset[str] = frozenset()
+
     def watch(self, uid: str, plans: Sequence[DevicePlan], netns: object, facts: Sequence[DeviceFacts]) -> None:
         """Nothing to see."""
 
@@ -319,3 +321,58 @@ def test_a_deleted_claim_is_released_unless_a_sandbox_runs_with_it(world: World)
     world.preparer.claim_changed(REF, None)
     assert world.keeper.journal.get("u1") is None
     world.preparer.claim_changed(REF, claim())
+
+
+def other(world: World) -> ClaimRef:
+    """Let another claim have eth1, and return it."""
+    world.objects["d"] = {**claim("u2", pods=("p2",)), "metadata": {"namespace": "default", "name": "d", "uid": "u2"}}
+    return ClaimRef("default", "d", "u2")
+
+
+def test_a_claim_that_was_allocated_anew_makes_way_and_stays_known(world: World) -> None:
+    """Its next pod gets no Prepare: forgotten, it would start without its device."""
+    world.preparer.prepare(REF)
+    world.keeper.sandboxes.replace([])
+    world.objects["c"] = claim(device="eth2", pods=("p3",))
+    assert [device.device for device in world.preparer.prepare(other(world))] == ["eth1"]
+    record = world.keeper.journal.get("u1")
+    assert record is not None
+    assert [device.key.device for device in record.plan.devices] == ["eth2"]
+    assert [pod.uid for pod in record.plan.pods] == ["p3"]
+
+
+def test_a_claim_that_is_not_allocated_any_more_makes_way_and_stays_known(world: World) -> None:
+    """It is held without a device, so that its next allocation is seen; until then its pods are refused."""
+    world.preparer.prepare(REF)
+    world.keeper.sandboxes.replace([])
+    world.objects["c"] = {"metadata": {"namespace": "default", "name": "c", "uid": "u1"}, "status": {}}
+    world.preparer.prepare(other(world))
+    record = world.keeper.journal.get("u1")
+    assert record is not None
+    assert record.plan.devices == ()
+    world.preparer.claim_changed(REF, claim(device="eth2", pods=("p3",)))
+    record = world.keeper.journal.get("u1")
+    assert record is not None
+    assert [device.key.device for device in record.plan.devices] == ["eth2"]
+
+
+def test_a_claim_makes_no_way_while_its_pod_runs(world: World) -> None:
+    """Whatever the API server says: the device is in a pod."""
+    world.preparer.prepare(REF)
+    world.hold()
+    del world.objects["c"]
+    with pytest.raises(PrepareError, match="eth1 is prepared for claim default/c"):
+        world.preparer.prepare(other(world))
+
+
+def test_a_third_pod_joins_the_next_allocation(world: World) -> None:
+    """The pod for which the next allocation was made is gone, another has taken its place."""
+    world.preparer.prepare(REF)
+    world.hold()
+    world.preparer.claim_changed(REF, claim(device="eth2", pods=("p2",)))
+    world.preparer.claim_changed(REF, claim(device="eth2", pods=("p3",)))
+    record = world.keeper.journal.get("u1")
+    assert record is not None
+    assert record.successor is not None
+    assert [pod.uid for pod in record.successor.pods] == ["p3"]
+    assert [pod.uid for pod in record.plan.pods] == ["p1"]

@@ -38,6 +38,8 @@ class Kernel:
     failure: Exception | None = None
     on_attach: Callable[[], None] | None = None
     problems: tuple[str, ...] = ()
+    stuck: bool = False
+    on_look: Callable[[], None] | None = None
 
     def attach(self, plans: Sequence[DevicePlan], netns: NetNs, *, deadline: float) -> tuple[DeviceFacts, ...]:
         """Note the attach, or fail as the test says."""
@@ -57,6 +59,8 @@ class Kernel:
         """Note the return."""
         del netns, hints
         self.calls.append("detach " + ",".join(plan.key.device for plan in plans))
+        if self.stuck:
+            return tuple(Detached(key=plan.key, home=False, problems=("it is busy",)) for plan in plans)
         for plan in plans:
             self.inside.pop(plan.key.device, None)
         return tuple(Detached(key=plan.key, home=True, problems=self.problems) for plan in plans)
@@ -65,6 +69,8 @@ class Kernel:
         self, plans: Sequence[DevicePlan], netns: NetNs | None, hints: Mapping[DeviceKey, ObservedInterface]
     ) -> tuple[DeviceFacts, ...]:
         """Tell what was attached, or that it is lost."""
+        if self.on_look is not None:
+            self.on_look()
         del netns, hints
         return tuple(
             self._attached(plan) if plan.key.device in self.inside else words.fact(plan, Phase.LOST) for plan in plans
@@ -81,10 +87,18 @@ class Watched:
     """Stands for the observer."""
 
     uids: set[str] = field(default_factory=set)
+    failure: Exception | None = None
+
+    @property
+    def watched(self) -> frozenset[str]:
+        """Return what is watched."""
+        return frozenset(self.uids)
 
     def watch(self, uid: str, plans: Sequence[DevicePlan], netns: NetNs, facts: Sequence[DeviceFacts]) -> None:
         """Note it."""
         del plans, netns, facts
+        if self.failure is not None:
+            raise self.failure
         self.uids.add(uid)
 
     def forget(self, uid: str) -> None:
@@ -105,6 +119,7 @@ class Bench:
     events: list[tuple[str, str, str]] = field(default_factory=list)
     uplinks: dict[str, str] = field(default_factory=dict)
     named: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
+    compared: list[str] = field(default_factory=list)
 
     def plan(self, uid: str = "u1", *, devices: Sequence[str] = ("eth1",), pods: Sequence[str] = ("p1",)) -> ClaimPlan:
         """Return a claim's plan."""
@@ -157,11 +172,12 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     events: list[tuple[str, str, str]] = []
     uplinks: dict[str, str] = {}
     named: dict[str, tuple[tuple[str, str], ...]] = {}
+    compared: list[str] = []
     outlets = Outlets(
         facts=facts.append,
         event=lambda subject, reason, text, _warning: events.append((subject.name, reason, text)),
         held=lambda: None,
-        compare=lambda: None,
+        compare=lambda: compared.append(""),
     )
     inlets = Inlets(uplink=lambda plan: uplinks.get(plan.key.device, ""), claims_of_pod=lambda uid: named.get(uid, ()))
     keeper = Keeper(
@@ -174,6 +190,6 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
         inlets=inlets,
     )
     reconciler = Reconciler(keeper, kernel, receipts, outlets)
-    yield Bench(keeper, reconciler, kernel, watched, receipts, facts, events, uplinks, named)
+    yield Bench(keeper, reconciler, kernel, watched, receipts, facts, events, uplinks, named, compared)
     keeper.namespaces.close()
     journal.close()

@@ -1,0 +1,172 @@
+"""What sysfs tells of the hardware below interfaces, as the inventory publishes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from nri_dranet.inventory.attributes import FunctionFacts, RdmaFacts, SysfsFacts
+from nri_dranet.inventory.pcidb import PciDatabase
+from nri_dranet.sysfs import PCI_CLASS_NETWORK, pci_address_in
+
+if TYPE_CHECKING:
+    from nri_dranet.netlink.model import Link
+    from nri_dranet.sysfs import PciDevice, Sysfs
+
+UNUSABLE_DRIVERS: Final = frozenset({"vfio-pci", "uio_pci_generic", "igb_uio", "pci-stub"})
+"""Drivers that give a function to a program in user space: it has no interface then."""
+
+_VIRTUAL: Final = "devices/virtual/"
+
+
+@dataclass(slots=True)
+class Hardware:
+    """PCI functions and RDMA devices of the node, as of the last look. For one thread.
+
+    ``functions`` are the usable ones by address; ``rdma`` maps a name to its facts, ``rdma_of_interface`` an
+    interface's name to that of its RDMA device where that is found by GIDs or by a software device's parent.
+    """
+
+    sysfs: Sysfs
+    names: PciDatabase = field(default_factory=PciDatabase)
+    functions: dict[str, PciDevice] = field(default_factory=dict)
+    facts: dict[str, FunctionFacts] = field(default_factory=dict)
+    rdma: dict[str, RdmaFacts] = field(default_factory=dict)
+    rdma_of_interface: dict[str, str] = field(default_factory=dict)
+
+    def look(self) -> None:
+        """Look at everything anew: sysfs has no events. Costs as much as the node has PCI and RDMA devices."""
+        parents = self._look_at_rdma()
+        present = {found.address: found for found in self.sysfs.pci_devices({PCI_CLASS_NETWORK})}
+        for address in parents - present.keys():
+            # RDMA devices of another class (Alibaba's eRDMA).
+            found = self.sysfs.pci_device(address)
+            if found is not None:
+                present[address] = found
+        usable = {address: found for address, found in present.items() if is_usable(found)}
+        self.functions = usable
+        self.names.learn(found.vendor for found in usable.values())
+        self.facts = {address: self._facts(found) for address, found in usable.items()}
+
+    def interface(self, link: Link) -> SysfsFacts:
+        """Give the facts of an interface."""
+        path = self.sysfs.net_device_path(link.name)
+        parent = link.parent_device if link.parent_bus == "pci" else None
+        virtual = bool(link.kind) and parent is None
+        if path is not None:
+            virtual = path.startswith(_VIRTUAL)
+            parent = parent or pci_address_in(path)
+        if parent is None:
+            return SysfsFacts(virtual=virtual, rdma=self.rdma_of_interface.get(link.name))
+        function = self._function(parent)
+        speed = self.sysfs.speed(link.name) if path is not None else None
+        rdma = self.rdma_of_interface.get(link.name)
+        if function is None:
+            return SysfsFacts(virtual=virtual, parent=parent, rdma=rdma, speed=speed)
+        return SysfsFacts(
+            virtual=virtual,
+            function=function.address,
+            parent=function.address,
+            sriov_total_vfs=max(0, function.sriov_total_vfs),
+            sriov_num_vfs=max(0, function.sriov_num_vfs),
+            is_vf=function.physical_function is not None,
+            rdma=rdma or next(iter(function.infiniband), None),
+            speed=speed,
+        )
+
+    def rdma_facts(self, name: str | None) -> RdmaFacts | None:
+        """Give the facts of an RDMA device by its name."""
+        return (self.rdma.get(name) or RdmaFacts(name=name)) if name else None
+
+    def function_facts(self, address: str) -> FunctionFacts | None:
+        """Give the facts of a PCI function; of any class, so that what is plugged into it can be placed."""
+        known = self.facts.get(address)
+        if known is None:
+            found = self.sysfs.pci_device(address)
+            if found is None:
+                return None
+            known = self.facts[address] = self._facts(found)
+        return known
+
+    def _function(self, address: str) -> PciDevice | None:
+        """Give a usable network function, also one that was plugged in after the last look."""
+        known = self.functions.get(address)
+        if known is not None:
+            return known
+        found = self.sysfs.pci_device(address)
+        if found is None or not is_usable(found):
+            return None
+        self.functions[address] = found
+        self.names.learn([found.vendor])
+        self.facts[address] = self._facts(found)
+        return found
+
+    def _facts(self, found: PciDevice) -> FunctionFacts:
+        index = None
+        if found.physical_function is not None:
+            functions = self.sysfs.virtual_functions(found.physical_function)
+            index = functions.index(found.address) if found.address in functions else None
+        return FunctionFacts(
+            address=found.address,
+            driver=found.driver,
+            vendor=self.names.vendor(found.vendor),
+            device=self.names.device(found.vendor, found.device),
+            subsystem=f"{found.subsystem_device:04x}" if found.subsystem_device >= 0 else "",
+            pcie_root=found.pcie_root,
+            numa_node=found.numa_node,
+            numa_nodes=self._near(found.numa_node) if found.numa_node is not None else (),
+            several_nodes=len(self.sysfs.numa_nodes()) > 1,
+            physical_function=found.physical_function,
+            vf_index=index,
+        )
+
+    def _near(self, node: int) -> tuple[int, ...]:
+        """Give a NUMA node and those of the same CPU socket that are as near to it as any of them."""
+        nodes = self.sysfs.numa_nodes()
+        distances = dict(zip(nodes, self.sysfs.numa_distances(node), strict=False))
+        package = self.sysfs.numa_package(node)
+        others = [
+            other
+            for other in nodes
+            if other != node
+            and package is not None
+            and other in distances
+            and self.sysfs.numa_package(other) == package
+        ]
+        nearest = min((distances[other] for other in others), default=0)
+        return (node, *(other for other in others if distances[other] == nearest))
+
+    def _look_at_rdma(self) -> set[str]:
+        """Look at the RDMA devices; returns the PCI functions that they are on."""
+        self.rdma, self.rdma_of_interface = {}, {}
+        parents: set[str] = set()
+        for name in self.sysfs.rdma_names():
+            found = self.sysfs.rdma_device(name)
+            if found is None:
+                continue
+            if found.pci_address is not None:
+                parents.add(found.pci_address)
+            port = found.ports[0] if found.ports else None
+            self.rdma[name] = RdmaFacts(
+                name=name,
+                link_layer=port.link_layer if port else "",
+                port_state=port.state if port else "",
+                port_guid=self._guid(name, port.number) if port else "",
+            )
+            for interface in (*self.sysfs.rdma_interfaces(name), *((found.parent,) if found.parent else ())):
+                self.rdma_of_interface.setdefault(interface, name)
+        return parents
+
+    def _guid(self, name: str, port: int) -> str:
+        """Give a port's GUID, the lower half of its first GID, as ``0002:c903:00a1:2b3c``."""
+        gid = self.sysfs.read_text(f"class/infiniband/{name}/ports/{port}/gids/0") or ""
+        words = gid.split(":")
+        lower = words[4:] if len(words) == 8 else []
+        return ":".join(lower) if any(word.strip("0") for word in lower) else ""
+
+
+def is_usable(found: PciDevice) -> bool:
+    """Tell whether a PCI function is a network or RDMA device with a driver of the kernel."""
+    if not found.driver or found.driver in UNUSABLE_DRIVERS:
+        return False
+    return found.base_class == PCI_CLASS_NETWORK or bool(found.infiniband)

@@ -1,0 +1,259 @@
+"""BPF programs on the node's interfaces by name: tc filters and TCX programs.
+
+Filters are announced by the kernel (``RTNLGRP_TC``), TCX programs are not: those are looked for when an interface is
+new or changes, and with the slow scan. Source of the facts: ``linux/rtnetlink.h``, ``linux/pkt_cls.h``,
+``linux/bpf.h``, ``net/sched/cls_bpf.c``, ``kernel/bpf/tcx.c``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import logging
+import os
+import platform
+import socket
+import struct
+from typing import TYPE_CHECKING, Final
+
+from nri_dranet import bpf
+from nri_dranet.inventory.attributes import NO_PROGRAMS, Programs
+from nri_dranet.inventory.pace import breathe
+from nri_dranet.netlink import codec
+from nri_dranet.netlink.sockets import NETLINK_ROUTE, EventsLostError
+from nri_dranet.netlink.transport import KernelSocket, open_socket
+from nri_dranet.telemetry.logs import fields
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+LOG = logging.getLogger(__name__)
+
+RTM_NEWQDISC: Final = 36
+RTM_DELQDISC: Final = 37
+RTM_GETQDISC: Final = 38
+RTM_NEWTFILTER: Final = 44
+RTM_DELTFILTER: Final = 45
+RTM_GETTFILTER: Final = 46
+
+_RTNLGRP_TC: Final = 4
+_TCMSG: Final = struct.Struct("=BxxxiIII")
+_TCA_KIND: Final = 1
+_TCA_OPTIONS: Final = 2
+_TCA_BPF_NAME: Final = 7
+_INGRESS: Final = 0xFFFF_FFF2
+_EGRESS: Final = 0xFFFF_FFF3
+_FILTER_QDISCS: Final = frozenset({"clsact", "ingress"})
+
+_PROG_GET_FD_BY_ID: Final = 13
+_OBJ_GET_INFO_BY_FD: Final = 15
+_PROG_QUERY: Final = 16
+_TCX_HOOKS: Final = (46, 47)
+_QUERY_SIZE: Final = 64
+_COUNT_OFFSET: Final = 24
+_INFO_SIZE: Final = 128
+_NAME_OFFSET: Final = 64
+_NAME_SIZE: Final = 16
+_SYSCALL_NUMBERS: Final = {"x86_64": 321, "aarch64": 280}
+
+_EVENT_BUFFER: Final = 64 << 10
+_EVENTS_AT_ONCE: Final = 256
+_SLICE: Final = 64
+
+
+class ProgramScout:
+    """Looks for programs in the namespace where it is made. For one thread, which is in that namespace.
+
+    Raises:
+        OSError: the socket cannot be made.
+    """
+
+    def __init__(self) -> None:
+        self._socket = KernelSocket(NETLINK_ROUTE)
+        self._bpf = _Bpf()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def all(self, indices: Iterable[int]) -> dict[int, Programs]:
+        """Give the programs of interfaces; those that have none are left out."""
+        hooked = self._with_filters()
+        found: dict[int, Programs] = {}
+        for place, index in enumerate(indices):
+            if place % _SLICE == 0:
+                breathe()
+            programs = self._of(index, hooked=index in hooked)
+            if programs != NO_PROGRAMS:
+                found[index] = programs
+        return found
+
+    def of(self, index: int) -> Programs:
+        """Give the programs of one interface; none for one that is gone."""
+        return self._of(index, hooked=True)
+
+    def tcx_of(self, index: int, filters: Programs) -> Programs:
+        """Give the programs of an interface whose filters are known."""
+        tcx = self._bpf.tcx_names(index)
+        return Programs(filters=filters.filters, tcx=tcx) if tcx != filters.tcx else filters
+
+    def _of(self, index: int, *, hooked: bool) -> Programs:
+        filters = self._filters(index) if hooked else ()
+        tcx = self._bpf.tcx_names(index)
+        return Programs(filters=filters, tcx=tcx) if filters or tcx else NO_PROGRAMS
+
+    def _with_filters(self) -> set[int]:
+        """Give the interfaces that have a queueing discipline for filters, by one dump."""
+        body = _TCMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+        request = codec.Request(RTM_GETQDISC, codec.NLM_F_DUMP, body, "list queueing disciplines")
+        found: set[int] = set()
+        try:
+            answer = self._socket.exchange((request,))[0]
+            if answer.error:
+                raise answer.error
+        except OSError as error:
+            # A kernel without traffic control has no filters.
+            LOG.debug("filters are not known", extra=fields(error=error))
+            return found
+        for message in answer.messages:
+            if message.type == RTM_NEWQDISC and len(message.body) >= _TCMSG.size:
+                kind = codec.string(codec.attributes(message.body, _TCMSG.size).get(_TCA_KIND, b""))
+                if kind in _FILTER_QDISCS:
+                    found.add(_TCMSG.unpack_from(message.body)[1])
+        return found
+
+    def _filters(self, index: int) -> tuple[str, ...]:
+        names: set[str] = set()
+        for parent in (_INGRESS, _EGRESS):
+            body = _TCMSG.pack(socket.AF_UNSPEC, index, 0, parent, 0)
+            request = codec.Request(RTM_GETTFILTER, codec.NLM_F_DUMP, body, f"list the filters of interface {index}")
+            with contextlib.suppress(OSError):
+                # One that is gone, or whose filters do not tell, has none.
+                names |= {_filter_name(message.body) for message in self._socket.exchange((request,))[0].messages}
+        return tuple(sorted(name for name in names if name))
+
+
+class ProgramMonitor:
+    """Hears of filters and their queueing disciplines in the namespace where it is made. For one thread.
+
+    Raises:
+        OSError: the socket cannot be made.
+    """
+
+    def __init__(self) -> None:
+        self._socket = open_socket(NETLINK_ROUTE, None, strict=True, groups=(_RTNLGRP_TC,))
+
+    def fileno(self) -> int:
+        """Give the descriptor."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def receive(self) -> set[int]:
+        """Give the interfaces on which something changed, without waiting.
+
+        Raises:
+            EventsLostError: the kernel dropped events.
+        """
+        found: set[int] = set()
+        for _ in range(_EVENTS_AT_ONCE):
+            try:
+                data, (port, _) = self._socket.recvfrom(_EVENT_BUFFER, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno == errno.ENOBUFS:
+                    raise EventsLostError("the kernel dropped traffic control events") from error
+                raise
+            if port == 0:
+                found |= changed_interfaces(data)
+        return found
+
+
+def changed_interfaces(data: bytes) -> set[int]:
+    """Read which interfaces a datagram of traffic control events is about.
+
+    Raises:
+        EventsLostError: it cannot be read.
+    """
+    kinds = (RTM_NEWQDISC, RTM_DELQDISC, RTM_NEWTFILTER, RTM_DELTFILTER)
+    try:
+        return {
+            _TCMSG.unpack_from(message.body)[1]
+            for message in codec.messages(data)
+            if message.type in kinds and len(message.body) >= _TCMSG.size
+        }
+    except codec.DecodeError as error:
+        raise EventsLostError(f"a traffic control event cannot be read: {error}") from error
+
+
+def _filter_name(body: bytes) -> str:
+    """Give the name of a BPF filter (``TCA_BPF_NAME``), empty for filters of another kind."""
+    if len(body) < _TCMSG.size:
+        return ""
+    try:
+        found = codec.attributes(body, _TCMSG.size)
+        if codec.string(found.get(_TCA_KIND, b"")) != "bpf":
+            return ""
+        options = codec.attributes(found.get(_TCA_OPTIONS, b""))
+        return codec.string(options.get(_TCA_BPF_NAME, b""))
+    except codec.DecodeError:
+        return ""
+
+
+class _Bpf:
+    """bpf(2) with one buffer for all calls: every interface is asked, and nearly all answer 0."""
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._number = _SYSCALL_NUMBERS.get(platform.machine(), 0)
+        self._buffer = ctypes.create_string_buffer(_QUERY_SIZE)
+        self._address = ctypes.addressof(self._buffer)
+        self._libc.syscall.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_uint)
+        self._known = self._number > 0
+        self._names: dict[int, str] = {}
+
+    def tcx_names(self, index: int) -> tuple[str, ...]:
+        """Give the names of the TCX programs of an interface; a kernel that does not tell has none."""
+        if not self._known or not any(self._count(index, hook) for hook in _TCX_HOOKS):
+            return ()
+        try:
+            ids = {program.program_id for program in bpf.programs(index) if program.hook.startswith("TCX")}
+        except OSError:
+            return ()
+        return tuple(sorted({self._name(number) for number in ids}))
+
+    def _count(self, index: int, hook: int) -> int:
+        struct.pack_into("=IIIIQIIQQQ", self._buffer, 0, index, hook, 0, 0, 0, 0, 0, 0, 0, 0)
+        if self._libc.syscall(self._number, _PROG_QUERY, self._address, _QUERY_SIZE) < 0:
+            if ctypes.get_errno() in {errno.EINVAL, errno.EPERM, errno.ENOSYS}:
+                # Before Linux 6.6 there is no TCX; without the capability nobody tells.
+                self._known = False
+            return 0
+        count: int = struct.unpack_from("=I", self._buffer, _COUNT_OFFSET)[0]
+        return count
+
+    def _name(self, program: int) -> str:
+        """Give a program's name, its number where it has none; numbers are never used again."""
+        known = self._names.get(program)
+        if known is None:
+            known = self._names[program] = self._read_name(program) or str(program)
+        return known
+
+    def _read_name(self, program: int) -> str:
+        struct.pack_into("=III", self._buffer, 0, program, 0, 0)
+        descriptor = self._libc.syscall(self._number, _PROG_GET_FD_BY_ID, self._address, 12)
+        if descriptor < 0:
+            return ""
+        try:
+            info = ctypes.create_string_buffer(_INFO_SIZE)
+            struct.pack_into("=IIQ", self._buffer, 0, descriptor, _INFO_SIZE, ctypes.addressof(info))
+            if self._libc.syscall(self._number, _OBJ_GET_INFO_BY_FD, self._address, 16) < 0:
+                return ""
+            name = info.raw[_NAME_OFFSET : _NAME_OFFSET + _NAME_SIZE]
+            return name.partition(b"\0")[0].decode("utf-8", "replace")
+        finally:
+            os.close(descriptor)
