@@ -189,11 +189,11 @@ def merge(live: Any, config: Any, shape: Shape) -> Any:
     if config is None or leaf(shape) or not isinstance(config, dict | list) or not isinstance(live, type(config)):
         return config
     if isinstance(config, dict):
-        found = dict(live)
+        members: dict[str, Any] = dict(live)
         for element, item, inner, _ in children(config, shape):
             name = element[2:]
-            found[name] = merge(live[name], item, inner) if name in live else item
-        return found
+            members[name] = merge(members[name], item, inner) if name in members else item
+        return members
     assert isinstance(shape, Items)  # noqa: S101 - only lists with keys come here
     own = {element_of(item, shape): item for item in config}
     merged = []

@@ -328,6 +328,8 @@ class _Handler(BaseHTTPRequestHandler):
         if asked and not asked.isdecimal():
             raise StatusError(400, f"invalid resource version {asked!r}")
         with store.lock:
+            # Before the client knows that its watch has begun.
+            epoch = store.epoch
             version = int(asked or 0)
             first: list[dict[str, Any]] = []
             if not version:
@@ -341,7 +343,7 @@ class _Handler(BaseHTTPRequestHandler):
         with contextlib.suppress(OSError):
             for item in first:
                 self._event("ADDED", item)
-            self._stream(call.kind, version, query, selects)
+            self._stream(call.kind, version, epoch, query, selects)
             if self.server.closing.is_set():
                 # A server that goes away does not end its answers.
                 self.close_connection = True
@@ -349,7 +351,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(b"0\r\n\r\n")
 
     def _stream(
-        self, kind: Kind, version: int, query: dict[str, str], selects: Callable[[dict[str, Any]], bool]
+        self, kind: Kind, version: int, epoch: int, query: dict[str, str], selects: Callable[[dict[str, Any]], bool]
     ) -> None:
         wanted = query.get("allowWatchBookmarks", "").lower() in ("true", "1")
         store, front = self.server.registry.store, self.server
@@ -364,7 +366,7 @@ class _Handler(BaseHTTPRequestHandler):
             return min(pause, max(told + front.bookmarks() - time.monotonic(), 0.0)) if wanted and pause >= 0 else pause
 
         try:
-            for change in store.follow(kind, version, left, front.closing.is_set):
+            for change in store.follow(kind, version, epoch, left, front.closing.is_set):
                 if isinstance(change, int):
                     reached = change
                     if wanted and time.monotonic() - told >= front.bookmarks():

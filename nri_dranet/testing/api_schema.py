@@ -140,7 +140,7 @@ _TOLERATION: Final = Record(
 _SELECTOR: Final = Record({"cel": Record({"expression": STRING})})
 _OPAQUE: Final = Record({"driver": STRING, "parameters": Raw()})
 _CAPACITY: Final = Record({"requests": Table(QUANTITY)})
-_REQUEST: Final = {
+_REQUEST: Final[dict[str, Shape]] = {
     "deviceClassName": STRING,
     "selectors": Items(_SELECTOR),
     "allocationMode": STRING,

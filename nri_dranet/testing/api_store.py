@@ -121,18 +121,22 @@ class Store:
             self._epoch += 1
             self.lock.notify_all()
 
+    @property
+    def epoch(self) -> int:
+        """How often all watches have been ended; a watch belongs to the epoch in which it began."""
+        with self.lock:
+            return self._epoch
+
     def follow(
-        self, kind: Kind, version: int, timeout: Callable[[], float], stopped: Callable[[], bool]
+        self, kind: Kind, version: int, epoch: int, timeout: Callable[[], float], stopped: Callable[[], bool]
     ) -> Iterator[Change | int]:
         """Give the changes of a kind after a version; after ``timeout()`` seconds without one, the version reached.
 
-        It ends when ``timeout()`` is negative, and with ``break_watches``.
+        It ends when ``timeout()`` is negative, and with its epoch.
 
         Raises:
             StatusError: the version is too old.
         """
-        with self.lock:
-            epoch = self._epoch
         while True:
             with self.lock:
                 fresh = self._since(kind, version)

@@ -18,7 +18,7 @@ def raw(**status: Any) -> dict[str, Any]:
     }
 
 
-ALLOCATION = {
+ALLOCATION: dict[str, Any] = {
     "devices": {
         "results": [
             {"request": "nic/best", "driver": "dra.net", "pool": "node", "device": "eth1"},

@@ -109,3 +109,19 @@ def test_watches_follow_what_is_held(api: tuple[ApiServerStandIn, KubeClient]) -
     held.refresh()
     seen.wait(two, gone=False)
     held.stop()
+
+
+def test_a_claim_that_is_gone_and_still_held_is_told_again(api: tuple[ApiServerStandIn, KubeClient]) -> None:
+    """It could not be released when it went, as its pod still ran."""
+    server, client = api
+    ref = make(server, "gone")
+    seen = Seen()
+    held = HeldClaims(client, lambda: [ref], seen.take)
+    held.start()
+    seen.wait(ref, gone=False)
+    server.delete(f"{CLAIMS}/gone")
+    seen.wait(ref, gone=True)
+    seen.told.clear()
+    held.refresh()
+    seen.wait(ref, gone=True)
+    held.stop()

@@ -394,7 +394,7 @@ def test_newer_facts_are_not_dropped_from_the_journal(
 def test_the_journal_is_never_older_than_what_was_told(
     claims: Any, facts: Callable[..., ClaimFacts], store: Any, told: Any, client: KubeClient
 ) -> None:
-    """Kept facts are replaced by newer ones, also by such as are not kept otherwise; a new life must not say old ones."""
+    """Kept facts are replaced by newer ones, also by such as are not kept otherwise: no new life says old ones."""
     ref = claims.make()
     wire = StatusWire(client, "dra.net", "n1")
     writer = StatusWriter(wire, "dra.net", store, event=told, workers=0)
