@@ -90,6 +90,7 @@ class Options:
     state_dir: Path
     kubelet_root_dir: Path
     nri_socket: Path
+    nri_name: str
     nri_index: str
     cdi_dir: Path
     min_poll: float
@@ -247,7 +248,9 @@ class Driver:
             [*self._servicer.handlers(), *self._health.handlers()],
             versions=(*VERSIONS, *dra_health.VERSIONS),
         )
-        self._session = NriSession(options.nri_socket, driver, options.nri_index, Hooks(self._keeper), events=EVENTS)
+        self._session = NriSession(
+            options.nri_socket, options.nri_name, options.nri_index, Hooks(self._keeper), events=EVENTS
+        )
 
     # ---- stop
 

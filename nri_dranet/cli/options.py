@@ -138,6 +138,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     flag("feature-gates", "", f"Name=true|false,…; known: {', '.join(GATES)}", gates)
     flag("driver-name", DEFAULT_DRIVER, "name of the driver in claims, classes and slices", driver_name)
     flag("nri-socket", "/var/run/nri/nri.sock", "socket of the container runtime's NRI")
+    flag("nri-plugin-name", "", "name among the NRI plugins; empty: the driver's name")
     flag(
         "nri-plugin-index",
         "90",
@@ -196,6 +197,7 @@ def run_options(args: argparse.Namespace, host_name: str) -> Options:
         state_dir=state,
         kubelet_root_dir=kubelet,
         nri_socket=Path(args.nri_socket),
+        nri_name=args.nri_plugin_name or args.driver_name,
         nri_index=args.nri_plugin_index,
         cdi_dir=Path(args.cdi_dir),
         min_poll=args.inventory_min_poll_interval,

@@ -36,6 +36,7 @@ def test_the_references_flags_have_its_defaults() -> None:
     assert args.inventory_min_poll_interval == 2
     assert args.inventory_max_poll_interval == 60
     assert args.inventory_poll_burst == 5
+    assert args.nri_plugin_name == ""
     assert args.move_ib_interfaces is True
     assert args.profile_provider == "cloud"
     assert "veth" in args.filter
