@@ -46,9 +46,11 @@ protos: setup ## regenerate nri_dranet/pb from protos/
 	$(BIN)/python hack/protos.py
 
 demo: setup ## one pod from claim to running to deleted, with stand-ins for kubelet, runtime and API server
+	@hack/packages iproute2 util-linux
 	@$(BIN)/nri-dranet demo $(ARGS)
 
 bench: setup ## the numbers: hook, prepare, start, memory
+	@hack/packages iproute2 util-linux
 	@$(BIN)/python hack/bench.py $(ARGS)
 
 parts: setup ## build the real containerd, runc and CNI plugins from their Go modules, once, into the user's cache
