@@ -14,7 +14,9 @@ from nri_dranet.cli.options import (
     driver_name,
     duration,
     gates,
+    names,
     plugin_index,
+    taint_effect,
 )
 
 if TYPE_CHECKING:
@@ -89,6 +91,16 @@ def test_driver_name_and_index_are_checked() -> None:
             driver_name(bad)
     with pytest.raises(argparse.ArgumentTypeError, match="two digits"):
         plugin_index("7")
+
+
+def test_taint_effects_and_lists_of_names_are_read() -> None:
+    """A bare flag means NoSchedule; names are separated by commas."""
+    assert parse("--device-taints").device_taints == "NoSchedule"
+    assert parse("--device-taints=none").device_taints == ""
+    assert taint_effect("NoExecute") == "NoExecute"
+    with pytest.raises(argparse.ArgumentTypeError, match="NoSchedule, NoExecute"):
+        taint_effect("PreferNoSchedule")
+    assert names("eth1, ens*,") == {"eth1", "ens*"}
 
 
 def test_an_unknown_flag_ends_with_code_2(capsys: pytest.CaptureFixture[str]) -> None:
