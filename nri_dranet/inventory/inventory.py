@@ -122,7 +122,7 @@ class Inventory:
         changed = False
         with self._lock:
             found = self._known(name)
-            if found is None and (touched := self._fetch(name)):
+            if found is None and not self._stop.is_set() and (touched := self._fetch(name)):
                 touched |= self._state.recompute_uplinks()
                 changed = self._state.rebuild(touched)
                 found = self._known(name)
