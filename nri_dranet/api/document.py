@@ -71,7 +71,7 @@ def _decode(raw: str | bytes | bytearray) -> Any:
     if _depth(text) > MAX_DEPTH:
         raise DocumentError(f"must have at most {MAX_DEPTH} levels of nesting")
     try:
-        return json.loads(text, object_pairs_hook=_object, parse_int=_whole)
+        return json.loads(text, object_pairs_hook=keep_repeated, parse_int=_whole)
     except json.JSONDecodeError as error:
         raise DocumentError(f"must be JSON: {error.msg} in line {error.lineno}, column {error.colno}") from None
 
@@ -101,7 +101,11 @@ def _depth(text: str) -> int:
     return deepest
 
 
-def _object(pairs: list[tuple[str, Any]]) -> _Object:
+def keep_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a JSON object that remembers members written more than once (``json.loads``: object_pairs_hook).
+
+    Who parses a claim itself uses this, so that ``read_document`` can refuse what a plain parser would swallow.
+    """
     found = _Object(pairs)
     if len(found) != len(pairs):
         times = Counter(name for name, _ in pairs)

@@ -11,6 +11,7 @@ import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from nri_dranet.api.document import keep_repeated
 from nri_dranet.claims.allocation import AllocationResult, Claim, ClaimError, parse_claim
 from nri_dranet.dra.handler import PreparedDevice, PrepareError
 from nri_dranet.dra.plan_model import PlanError
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from nri_dranet.claims.plan import ClaimPlan
     from nri_dranet.claims.record import ClaimRecord
     from nri_dranet.dra.plan_inputs import PlanInputs
+    from nri_dranet.kube.client import Members
 
 LOG = logging.getLogger(__name__)
 
@@ -41,8 +43,8 @@ MAX_EVENT = 1024
 class Reader(Protocol):
     """Reads one object of the API server (``kube.client.KubeClient``)."""
 
-    def get(self, path: str) -> dict[str, Any]:
-        """Return the object; raises ``ApiError``."""
+    def get(self, path: str, *, members: Members | None = None) -> dict[str, Any]:
+        """Return the object, each JSON object made by ``members``; raises ``ApiError``."""
         ...
 
 
@@ -203,7 +205,7 @@ class Preparer:
 
     def _fetch(self, ref: ClaimRef) -> Claim:
         try:
-            claim = parse_claim(self._api.get(claim_path(ref.namespace, ref.name)))
+            claim = parse_claim(self._api.get(claim_path(ref.namespace, ref.name), members=keep_repeated))
         except ApiError as error:
             raise PrepareError(f"claim {ref} cannot be read from the API server: {error}") from error
         except ClaimError as error:

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
     from nri_dranet.kube.access import Access
 
+    # Makes a JSON object from its members, in their order (json.loads: object_pairs_hook).
+    Members = Callable[[list[tuple[str, Any]]], dict[str, Any]]
+
 __all__ = ["APPLY", "DEFAULT_TIMEOUT", "JSON_PATCH", "MERGE", "ApiError", "ConfigurationError", "KubeClient"]
 
 LOG = logging.getLogger(__name__)
@@ -135,14 +138,25 @@ class KubeClient:
         return self._access.server
 
     def get(
-        self, path: str, params: Mapping[str, str] | None = None, *, timeout: float = DEFAULT_TIMEOUT
+        self,
+        path: str,
+        params: Mapping[str, str] | None = None,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        members: Members | None = None,
     ) -> dict[str, Any]:
         """Read an object or a list.
+
+        Args:
+            path: the object, or a collection.
+            params: of the query.
+            timeout: seconds that it may take.
+            members: makes each JSON object from its members, for who must see those that stand there twice.
 
         Raises:
             ApiError: it was refused, or there was no answer.
         """
-        return self._request("GET", path, params=params, timeout=timeout)
+        return self._request("GET", path, params=params, timeout=timeout, members=members)
 
     def items(
         self,
@@ -255,10 +269,11 @@ class KubeClient:
         content_type: str = "application/json",
         params: Mapping[str, str] | None = None,
         timeout: float,
+        members: Members | None = None,
     ) -> dict[str, Any]:
         raw = self._raw(method, path, body=body, content_type=content_type, params=params, timeout=timeout)
         try:
-            answer = json.loads(raw) if raw else {}
+            answer = json.loads(raw, object_pairs_hook=members) if raw else {}
         except ValueError as error:
             raise ApiError(0, "BadAnswer", f"the API server's answer to {method} {path} is no JSON") from error
         return answer if isinstance(answer, dict) else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -85,12 +86,16 @@ class World:
     devices: dict[str, DeviceFactsIn]
     facts: list[ClaimFacts] = field(default_factory=list)
     events: list[tuple[str, str, str]] = field(default_factory=list)
+    texts: dict[str, str] = field(default_factory=dict)
 
     # the API server, the pods and the inventory of the preparer
 
-    def get(self, path: str) -> dict[str, Any]:
-        """Return an object of the API."""
+    def get(self, path: str, *, members: Any = None) -> dict[str, Any]:
+        """Return an object of the API, parsed as asked."""
         name = path.rpartition("/")[2]
+        if name in self.texts:
+            found: dict[str, Any] = json.loads(self.texts[name], object_pairs_hook=members)
+            return found
         if name not in self.objects:
             raise ApiError(404, "NotFound", f"{name} not found")
         return self.objects[name]
@@ -158,6 +163,16 @@ def test_a_prepared_claim_answers_with_its_devices(world: World) -> None:
     assert (device.request_names, device.pool, device.device) == (("nic",), "node", "eth1")
     assert device.cdi_ids == ("dra.net/device=eth1_nic_u1",)
     assert world.preparer.prepare(REF) == [device]
+
+
+def test_a_field_that_is_given_twice_is_refused(world: World) -> None:
+    """The API server keeps opaque parameters as they were written; a plain parser would swallow the first value."""
+    opaque = {"driver": "dra.net", "parameters": {"interface": {"mtu": 1400}}}
+    asked = claim()
+    asked["status"]["allocation"]["devices"]["config"] = [{"source": "FromClaim", "opaque": opaque}]
+    world.texts["c"] = json.dumps(asked).replace('"mtu": 1400', '"mtu": 1400, "mtu": 1500')
+    with pytest.raises(PrepareError, match=r"interface\.mtu: .*must be given once"):
+        world.preparer.prepare(REF)
 
 
 def test_a_claim_of_other_drivers_only_needs_nothing(world: World) -> None:
