@@ -9,16 +9,17 @@ A bind mount holds on to the inode, so that a change is written into the file th
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from nri_dranet.claims.facts import Phase
+from nri_dranet.telemetry.logs import fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     from nri_dranet.claims.facts import DeviceFacts
     from nri_dranet.claims.plan import ClaimPlan, DevicePlan
+
+LOG = logging.getLogger(__name__)
 
 FOLDER: Final = "dra-device-metadata"
 """Name of the folder in the plugin's data directory."""
@@ -203,9 +206,13 @@ class MetadataFiles:
         removed = []
         for name in present:
             if name not in keep:
-                with contextlib.suppress(OSError):
-                    (self._folder / name).unlink()
-                    removed.append(name)
+                try:
+                    (self._folder / name).unlink(missing_ok=True)
+                except OSError as error:
+                    path = self._folder / name
+                    LOG.warning("metadata of no attached claim cannot be removed", extra=fields(path=path, error=error))
+                    continue
+                removed.append(name)
         return removed
 
     def _put(

@@ -37,7 +37,7 @@ _NOT_VARIABLE = re.compile(r"[^A-Z0-9_]")
 
 
 class ReceiptError(Exception):
-    """A receipt cannot be written or removed; the text names the file and the cause."""
+    """A receipt or its metadata cannot be written or removed; the text names each file and the cause."""
 
 
 def receipt_id(driver: str, claim_uid: str, request: str, devices: Sequence[str]) -> str:
@@ -138,21 +138,28 @@ class Receipts:
     def remove(self, plan: ClaimPlan) -> None:
         """Remove the receipts of a claim, before its devices leave the pod, and their metadata after them.
 
+        What cannot be removed keeps nothing else from being removed.
+
         Raises:
-            ReceiptError: a file is there and cannot be removed.
+            ReceiptError: files are there and cannot be removed; the text names all of them.
         """
-        for identity in by_request(plan):
+        problems = []
+        identities = list(by_request(plan))
+        for identity in identities:
             path = self._path(identity)
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:
-                raise ReceiptError(f"the receipt {path} cannot be removed: {error.strerror}") from error
-            if self._metadata is not None:
+                problems.append(f"the receipt {path} cannot be removed: {error.strerror}")
+        if self._metadata is not None:
+            for identity in identities:
                 try:
                     self._metadata.remove(identity)
                 except OSError as error:
-                    text = f"the metadata file {self._metadata.path(identity)} cannot be removed: {error.strerror}"
-                    raise ReceiptError(text) from error
+                    path = self._metadata.path(identity)
+                    problems.append(f"the metadata file {path} cannot be removed: {error.strerror}")
+        if problems:
+            raise ReceiptError("; ".join(problems))
 
     def sweep(self, attached: Callable[[], Iterable[ClaimPlan]]) -> list[str]:
         """Remove the receipts and metadata of claims that are not attached, and files that were never finished.
@@ -177,9 +184,14 @@ class Receipts:
         removed = []
         for path in present:
             if path.name.startswith((self._prefix, f".{self._prefix}")) and path.name not in keep:
-                with contextlib.suppress(OSError):
-                    path.unlink()
-                    removed.append(path.name)
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as error:
+                    LOG.warning(
+                        "a receipt of no attached claim cannot be removed", extra=fields(path=path, error=error)
+                    )
+                    continue
+                removed.append(path.name)
         if self._metadata is not None:
             removed += self._metadata.sweep(metadata, identities)
         return removed
@@ -214,7 +226,7 @@ class Receipts:
         temporary = path.with_name(f".{path.name}.new")
         try:
             with contextlib.suppress(OSError):
-                if path.read_text(encoding="utf-8") == content:
+                if path.read_bytes() == content.encode():
                     return
             self._folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)

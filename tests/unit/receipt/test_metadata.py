@@ -455,3 +455,14 @@ def test_without_metadata_nothing_changes(tmp_path: Path) -> None:
     assert not only.missing(plan(nic))
     only.remove(plan(nic))
     assert only.missing(plan(nic))
+
+
+def test_a_sweep_tells_of_metadata_that_it_cannot_remove(
+    receipts: Receipts, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What cannot be removed is said with its path, and does not count as removed."""
+    nic = device()
+    path = files(tmp_path).path(nic.receipt_id)
+    path.mkdir(parents=True)
+    assert receipts.sweep(list) == []
+    assert "cannot be removed" in caplog.text

@@ -117,6 +117,40 @@ def test_a_receipt_that_cannot_be_removed_is_an_error(tmp_path: Path) -> None:
         receipts.remove(claim)
 
 
+def test_a_receipt_that_cannot_be_removed_keeps_no_other(tmp_path: Path) -> None:
+    """The second request's receipt goes although the first one's cannot: no container starts on it any more."""
+    receipts, claim = Receipts(tmp_path, "dra.net"), plan(device("eth1", "one"), device("eth2", "two"))
+    receipts.write(claim, [])
+    (first,) = (path for path in tmp_path.iterdir() if "_one_" in path.read_text(encoding="utf-8"))
+    first.unlink()
+    first.mkdir()
+    with pytest.raises(ReceiptError, match=first.name):
+        receipts.remove(claim)
+    assert list(tmp_path.iterdir()) == [first]
+
+
+def test_a_damaged_receipt_is_written_anew(tmp_path: Path) -> None:
+    """Bytes that are no text stand in the way of nothing."""
+    receipts, claim = Receipts(tmp_path, "dra.net"), plan(device("eth1"))
+    receipts.write(claim, [])
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(b"\xff\xfe")
+    receipts.write(claim, [])
+    assert path.read_bytes() == whole
+
+
+def test_a_sweep_tells_of_what_it_cannot_remove(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A receipt that stays would let a container run without its device, so that it is said."""
+    receipts, claim = Receipts(tmp_path, "dra.net"), plan(device("eth1"))
+    receipts.write(claim, [])
+    (path,) = tmp_path.iterdir()
+    path.unlink()
+    path.mkdir()
+    assert receipts.sweep(list) == []
+    assert "cannot be removed" in caplog.text
+
+
 def test_a_sweep_removes_what_is_not_attached_and_nothing_of_others(tmp_path: Path) -> None:
     """Files of dead claims and unfinished ones go; those of attached claims and of other vendors stay."""
     receipts = Receipts(tmp_path, "dra.net")
