@@ -18,6 +18,7 @@ from nri_dranet.dra.plan_model import PlanError
 from nri_dranet.dra.planner import plan_claim
 from nri_dranet.dra.refusal import prepare_failed
 from nri_dranet.kube.client import ApiError
+from nri_dranet.kube.events import MAX_MESSAGE
 from nri_dranet.kube.resources import claim_path
 from nri_dranet.reconcile.keeper import ConflictError, Keeper, NotReturnedError
 from nri_dranet.reconcile.locks import DeviceBusyError
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
     from nri_dranet.kube.client import Members
 
 LOG = logging.getLogger(__name__)
-
-MAX_EVENT = 1024
-"""Characters of an Event's message (``k8s.io/api/core/v1``, NoteLengthLimit)."""
 
 
 class Reader(Protocol):
@@ -112,7 +110,7 @@ class Preparer:
         try:
             record = self._recall(claim) or self._keep(claim)
         except PlanError as error:
-            raise self._refuse(claim, results, "InvalidConfiguration", error.summary(MAX_EVENT)) from error
+            raise self._refuse(claim, results, "InvalidConfiguration", error.summary(MAX_MESSAGE)) from error
         except ConflictError as error:
             raise self._refuse(claim, results, "DeviceInUse", str(error)) from error
         except DeviceBusyError as error:
@@ -187,7 +185,7 @@ class Preparer:
             LOG.warning("next pod of a held claim not prepared", extra=fields(claim=ref.uid, error=error))
             for pod in claim.pods:
                 if pod not in record.plan.pods:
-                    self._reports.event(pod, "PrepareFailed", text[:MAX_EVENT], True)
+                    self._reports.event(pod, "PrepareFailed", text, True)
 
     def _gone(self, record: ClaimRecord) -> None:
         """A claim that no longer exists is released, unless a running sandbox still has its devices."""
@@ -326,7 +324,7 @@ class Preparer:
 
     def _refuse(self, claim: Claim, results: Sequence[AllocationResult], reason: str, text: str) -> PrepareError:
         LOG.warning("claim not prepared", extra=fields(claim=claim.ref.uid, name=claim.ref, reason=reason, error=text))
-        self._reports.event(claim.ref, "ClaimPrepareFailed", text[:MAX_EVENT], True)
+        self._reports.event(claim.ref, "ClaimPrepareFailed", text, True)
         record = self._keeper.journal.get(claim.ref.uid)
         if record is None or record.holder is None:
             self._reports.facts(prepare_failed(claim, results, reason, text))

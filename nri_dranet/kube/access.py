@@ -166,6 +166,7 @@ class Kubeconfig:
                 if not found and self._configuration.username:
                     found = self._configuration.get_basic_auth_token()
             except Exception as error:
+                # The package lets errors of plugins, of JSON and of its own through as they come.
                 raise ConfigurationError(f"kubeconfig {self._path} gives no credentials: {error}") from error
         return str(found or "")
 

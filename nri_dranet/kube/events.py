@@ -20,6 +20,7 @@ from nri_dranet.kube.client import MERGE, ApiError
 from nri_dranet.kube.resources import event_path, events_path
 from nri_dranet.telemetry import metrics
 from nri_dranet.telemetry.logs import fields
+from nri_dranet.text import within_characters
 
 if TYPE_CHECKING:
     from nri_dranet.kube.client import KubeClient
@@ -38,6 +39,7 @@ _LONGEST_PAUSE: Final = 10.0
 _SAME_SECONDS: Final = 600.0
 _QUIET_SECONDS: Final = 5.0
 _NOT_FOUND: Final = 404
+_EXISTS: Final = "AlreadyExists"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,9 @@ class EventRecorder:
             message: for people; cut at 1,024 characters.
             warning: whether it is a Warning; else Normal.
         """
-        said = _Said(ref, warning, reason[:MAX_REASON], _cut(message), time.time(), time.monotonic())
+        said = _Said(
+            ref, warning, reason[:MAX_REASON], within_characters(message, MAX_MESSAGE), time.time(), time.monotonic()
+        )
         try:
             self._queue.put_nowait(said)
         except queue.Full:
@@ -125,6 +129,7 @@ class EventRecorder:
             try:
                 self._deliver(said)
             except Exception:
+                # Whatever is odd about one Event, the thread stays for the next.
                 metrics.EVENTS_DROPPED.inc()
                 LOG.exception("event not sent", extra=fields(object=said.ref.name, reason=said.reason))
 
@@ -160,7 +165,12 @@ class EventRecorder:
                 known.count, known.clock = known.count + 1, said.clock
                 return
         name = f"{said.ref.name[:200].rstrip('.-')}.{hashlib.sha256(repr((key, said.at)).encode()).hexdigest()[:16]}"
-        self._client.create(events_path(said.ref.namespace), self._object(name, said))
+        try:
+            self._client.create(events_path(said.ref.namespace), self._object(name, said))
+        except ApiError as error:
+            # Nobody else uses this name: the server made the Event, and its answer was lost.
+            if error.reason != _EXISTS:
+                raise
         self._known[key] = _Known(name, 1, said.clock)
         self._known.move_to_end(key)
         while len(self._known) > _REMEMBERED:
@@ -189,10 +199,6 @@ class EventRecorder:
             "lastTimestamp": stamp,
             "count": 1,
         }
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 1] + "…"
 
 
 def _stamp(at: float) -> str:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nri_dranet.claims.facts import Phase
 from nri_dranet.telemetry.logs import fields
+from nri_dranet.text import clean
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -94,7 +95,7 @@ def metadata(
         entry: dict[str, Any] = {"driver": driver, "pool": device.key.pool, "name": device.key.device}
         attributes = dict(device.published.get("attributes") or {})
         if device.rdma is not None:
-            attributes[_RDMA_DEVICE] = {"string": _text(device.rdma.link)}
+            attributes[_RDMA_DEVICE] = {"string": clean(device.rdma.link)}
         if attributes:
             entry["attributes"] = attributes
         network = _network_data(
@@ -289,7 +290,7 @@ def _network_data(fact: DeviceFacts | None, shown: Iterable[str]) -> dict[str, A
     if fact is None or fact.phase is not Phase.ATTACHED or fact.interface is None or fact.rdma_only:
         return {}
     seen = fact.interface
-    data: dict[str, Any] = {"interfaceName": _text(seen.name)}
+    data: dict[str, Any] = {"interfaceName": clean(seen.name)}
     kept = [cidr for cidr in shown if cidr in seen.addresses]
     addresses = [*kept, *(cidr for cidr in seen.addresses if cidr not in kept)][:MAX_ADDRESSES]
     if addresses:
@@ -303,8 +304,3 @@ def _pod_claim_name(plan: ClaimPlan) -> str:
     """The name in the pod, for a claim made from a template; "" for others. It stands in an annotation: checked."""
     name = plan.pod_claim_name or ""
     return name if _LABEL.fullmatch(name) else ""
-
-
-def _text(name: str) -> str:
-    """Return a name of the kernel, which may be any bytes, as Unicode."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nri_dranet.claims.facts import DeviceFacts, ObservedRdma, Phase
 from nri_dranet.status import reasons
+from nri_dranet.text import within_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -29,7 +30,6 @@ OWN_TYPES: Final = (reasons.READY, reasons.NETWORK_READY, reasons.RDMA_LINK_READ
 """The condition types that this driver writes; all others on its entries belong to somebody else."""
 
 _REASON: Final = re.compile(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?")
-_ELLIPSIS: Final = "…".encode()
 _TRUE: Final = "True"
 _FALSE: Final = "False"
 _UNKNOWN: Final = "Unknown"
@@ -171,7 +171,7 @@ def _condition(kind: str, verdict: Verdict, before: Mapping[str, Any] | None, no
         "type": kind,
         "status": status,
         "reason": _reason(reason),
-        "message": _within(message, MAX_MESSAGE),
+        "message": within_bytes(message, MAX_MESSAGE),
         "lastTransitionTime": _transition(status, before, now),
     }
 
@@ -194,12 +194,6 @@ def _reason(text: str) -> str:
     return text if len(text) <= MAX_REASON and _REASON.fullmatch(text) else cleaned
 
 
-def _within(text: str, limit: int) -> str:
-    """Cut a text to so many bytes of UTF-8. What is no Unicode (the kernel's names may be any bytes) is replaced."""
-    data = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").encode()
-    return (data if len(data) <= limit else data[: limit - 3] + _ELLIPSIS).decode("utf-8", "ignore")
-
-
 # ---- network data
 
 
@@ -208,9 +202,9 @@ def _network_data(facts: DeviceFacts, shown: Iterable[str]) -> dict[str, Any]:
     seen = facts.interface
     if facts.phase is not Phase.ATTACHED or seen is None or facts.rdma_only:
         return {}
-    data: dict[str, Any] = {"interfaceName": _within(seen.name, MAX_NAME)}
+    data: dict[str, Any] = {"interfaceName": within_bytes(seen.name, MAX_NAME)}
     if seen.hardware_address:
-        data["hardwareAddress"] = _within(seen.hardware_address, MAX_HARDWARE_ADDRESS)
+        data["hardwareAddress"] = within_bytes(seen.hardware_address, MAX_HARDWARE_ADDRESS)
     present = canonical_addresses(seen.addresses)
     # What is shown already stays, in its order: the kernel may list the same addresses in another one.
     kept = [cidr for cidr in shown if cidr in present]

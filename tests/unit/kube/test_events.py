@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from nri_dranet.kube import events
+from nri_dranet.kube.client import ApiError
 from nri_dranet.kube.events import MAX_MESSAGE, EventRecorder, ObjectRef
 from nri_dranet.kube.resources import kind_of
 from nri_dranet.telemetry import metrics
@@ -91,6 +92,35 @@ def test_a_server_that_fails_for_a_moment_is_tried_again(api: ApiServerStandIn, 
     api.fail_next(1, 503)
     recorder.event(POD, "NameInUse", "eth0 is taken")
     until(lambda: api.list(EVENTS))
+
+
+def test_an_answer_that_was_lost_is_no_lost_event(
+    api: ApiServerStandIn, recorder: EventRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server made the Event and its answer was lost: that it exists already at the next try is good."""
+    before = dropped()
+    create = recorder._client.create
+    answers = iter([ApiError(0, "ProtocolError", "the connection broke off")])
+
+    def lose(*args: Any, **more: Any) -> dict[str, Any]:
+        found = create(*args, **more)
+        for error in answers:
+            raise error
+        return found
+
+    monkeypatch.setattr(recorder._client, "create", lose)
+    recorder.event(POD, "NameInUse", "eth0 is taken")
+    until(lambda: recorder._known)
+    assert [found["count"] for found in api.list(EVENTS)] == [1]
+    assert dropped() == before
+
+
+def test_names_that_are_no_unicode_do_not_lose_an_event(api: ApiServerStandIn, recorder: EventRecorder) -> None:
+    """The kernel's names may be any bytes: what is no UTF-8 is replaced."""
+    odd = b"eth\xff".decode("utf-8", "surrogateescape")
+    recorder.event(POD, "NameInUse", f"{odd} is taken")
+    until(lambda: api.list(EVENTS))
+    assert api.list(EVENTS)[0]["message"] == "eth\ufffd is taken"
 
 
 def test_what_cannot_be_sent_is_dropped_and_counted(api: ApiServerStandIn, recorder: EventRecorder) -> None:

@@ -1,0 +1,26 @@
+"""Text for the outside: Unicode whatever the kernel's names are made of, and no longer than a field may be. Pure."""
+
+from __future__ import annotations
+
+from typing import Final
+
+_ELLIPSIS: Final = "…"
+
+
+def clean(text: str) -> str:
+    """Return a text as Unicode. The kernel's names may be any bytes; what is no UTF-8 becomes U+FFFD."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def within_bytes(text: str, limit: int) -> str:
+    """Return a clean text of at most so many bytes of UTF-8; one that is cut ends in an ellipsis."""
+    data = clean(text).encode()
+    if len(data) <= limit:
+        return data.decode()
+    return data[: limit - len(_ELLIPSIS.encode())].decode("utf-8", "ignore") + _ELLIPSIS
+
+
+def within_characters(text: str, limit: int) -> str:
+    """Return a clean text of at most so many characters; one that is cut ends in an ellipsis."""
+    found = clean(text)
+    return found if len(found) <= limit else found[: limit - 1] + _ELLIPSIS
