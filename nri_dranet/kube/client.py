@@ -34,19 +34,21 @@ if TYPE_CHECKING:
     # Makes a JSON object from its members, in their order (json.loads: object_pairs_hook).
     Members = Callable[[list[tuple[str, Any]]], dict[str, Any]]
 
-__all__ = ["APPLY", "DEFAULT_TIMEOUT", "JSON_PATCH", "MERGE", "ApiError", "ConfigurationError", "KubeClient"]
+__all__ = ["APPLY", "BAD_ANSWER", "DEFAULT_TIMEOUT", "MERGE", "ApiError", "ConfigurationError", "KubeClient"]
 
 LOG = logging.getLogger(__name__)
 
 APPLY: Final = "application/apply-patch+yaml"
 MERGE: Final = "application/merge-patch+json"
-JSON_PATCH: Final = "application/json-patch+json"
 
 DEFAULT_TIMEOUT: Final = 10.0
 """Seconds that a request may take."""
 
 CONNECT_TIMEOUT: Final = 3.0
 """Seconds that a connection may take: a server that is away is noticed soon."""
+
+BAD_ANSWER: Final = "BadAnswer"
+"""Reason of an ``ApiError`` with status 0: something answered, and it was not what was asked for."""
 
 _CONNECTIONS: Final = 16
 _UNAUTHORIZED: Final = 401
@@ -73,6 +75,7 @@ class ApiError(Exception):
         message: The text for people.
         retry_after: Seconds that the server asks to wait; None when it does not.
         details: The ``details`` of the answer's Status.
+        method: The HTTP method of the request, where it is known.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class ApiError(Exception):
         *,
         retry_after: float | None = None,
         details: Mapping[str, Any] | None = None,
+        method: str = "",
     ) -> None:
         super().__init__(status, reason, message)
         self.status = status
@@ -90,9 +94,15 @@ class ApiError(Exception):
         self.message = message
         self.retry_after = retry_after
         self.details = dict(details or {})
+        self.method = method
 
     def __str__(self) -> str:
         return f"{self.message} ({self.status or 'no answer'}, {self.reason})"
+
+    @property
+    def unanswered(self) -> bool:
+        """Tell whether the server could not be reached at all."""
+        return self.status == 0 and self.reason != BAD_ANSWER
 
     @property
     def retriable(self) -> bool:
@@ -174,8 +184,8 @@ class KubeClient:
         raw = self._raw("GET", path, params=params, timeout=timeout)
         try:
             return decode_list(raw.decode(), keep)
-        except ValueError as error:
-            raise ApiError(0, "BadAnswer", f"the API server's answer to GET {path} is no list: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise _bad_answer("GET", path, f"is no list: {error}") from error
 
     def create(
         self,
@@ -216,7 +226,7 @@ class KubeClient:
         params: Mapping[str, str] | None = None,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> dict[str, Any]:
-        """Change an object by a patch of the given kind (``APPLY``, ``MERGE``, ``JSON_PATCH``).
+        """Change an object by a patch of the given kind (``APPLY``, ``MERGE``).
 
         Raises:
             ApiError: it was refused, or there was no answer.
@@ -253,9 +263,13 @@ class KubeClient:
         response = self._send("GET", path, None, "", params, timeout, watch=True)
         if response.status >= 400:
             try:
-                raise _error(response.status, response.read(), response.headers)
+                raw = response.read()
+            except (urllib3.exceptions.HTTPError, OSError):
+                # The status says enough.
+                raw = b""
             finally:
                 response.release_conn()
+            raise _error("GET", response.status, raw, response.headers)
         return response
 
     # ---- inside
@@ -273,10 +287,15 @@ class KubeClient:
     ) -> dict[str, Any]:
         raw = self._raw(method, path, body=body, content_type=content_type, params=params, timeout=timeout)
         try:
-            answer = json.loads(raw, object_pairs_hook=members) if raw else {}
-        except ValueError as error:
-            raise ApiError(0, "BadAnswer", f"the API server's answer to {method} {path} is no JSON") from error
-        return answer if isinstance(answer, dict) else {}
+            answer = json.loads(raw, object_pairs_hook=members) if raw else None
+        except (ValueError, RecursionError) as error:
+            raise _bad_answer(method, path, f"is no JSON: {error}") from error
+        if isinstance(answer, dict):
+            return answer
+        # Of what is deleted nothing is read.
+        if method == "DELETE":
+            return {}
+        raise _bad_answer(method, path, "is no JSON object")
 
     def _raw(
         self,
@@ -293,7 +312,7 @@ class KubeClient:
         response = self._send(method, path, data, content_type, params, limits, watch=False)
         raw = response.data
         if response.status >= 400:
-            raise _error(response.status, raw, response.headers)
+            raise _error(method, response.status, raw, response.headers)
         return raw
 
     def _send(  # noqa: PLR0917 - one place where all parts of a request meet
@@ -331,7 +350,7 @@ class KubeClient:
         try:
             authorization = self._access.authorization()
         except ConfigurationError as error:
-            raise ApiError(0, "NoCredentials", str(error)) from error
+            raise ApiError(0, "NoCredentials", str(error), method=method) from error
         if authorization:
             headers["Authorization"] = authorization
         with self._lock:
@@ -355,7 +374,7 @@ class KubeClient:
             cause = getattr(error, "reason", None) or error
             if isinstance(cause, urllib3.exceptions.SSLError):
                 self._reconnect()
-            raise ApiError(0, type(cause).__name__, f"{self.server} does not answer: {cause}") from error
+            raise ApiError(0, type(cause).__name__, f"{self.server} does not answer: {cause}", method=method) from error
         metrics.API_REQUESTS.labels(method, kind, str(response.status)).inc()
         return response
 
@@ -407,11 +426,15 @@ def _pools(way: Access) -> tuple[urllib3.PoolManager, urllib3.PoolManager]:
         raise ConfigurationError(f"the configuration for {way.server} cannot be used: {error}") from error
 
 
-def _error(status: int, raw: bytes, headers: Mapping[str, str]) -> ApiError:
+def _bad_answer(method: str, path: str, why: str) -> ApiError:
+    return ApiError(0, BAD_ANSWER, f"the API server's answer to {method} {path} {why}", method=method)
+
+
+def _error(method: str, status: int, raw: bytes, headers: Mapping[str, str]) -> ApiError:
     answer: Any = None
     try:
         answer = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict):
         answer = {}
@@ -424,4 +447,5 @@ def _error(status: int, raw: bytes, headers: Mapping[str, str]) -> ApiError:
         message,
         retry_after=float(after) if after.isdecimal() else None,
         details=details if isinstance(details, dict) else None,
+        method=method,
     )

@@ -122,6 +122,11 @@ class _Pace:
         if last and not self._closer.stop.is_set():
             LOG.info("watches work again", extra=fields(resource=self._kind))
 
+    @property
+    def failing(self) -> bool:
+        """Whether the server has not answered since the last failure."""
+        return self._failing
+
     def stable(self) -> None:
         """The server has answered for a while: the next failure waits shortly again."""
         self._pause = _FIRST_PAUSE
@@ -169,6 +174,11 @@ def watch(
                 pace.wait()
             except ApiError as error:
                 pace.fails(error)
+            except Exception as error:
+                # Whoever follows a watch has nobody who would begin it again: it goes on whatever happens.
+                if not pace.failing:
+                    LOG.exception("a watch failed unexpectedly", extra=fields(resource=kind_of(path)))
+                pace.fails(ApiError(0, type(error).__name__, str(error)))
     finally:
         pace.works()
 
@@ -245,7 +255,7 @@ def _connection(
 def _decode(line: bytes) -> Mapping[str, Any]:
     try:
         found = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ApiError(0, _LIST_ANEW, f"a line of the watch is no JSON: {error}") from error
     return found if isinstance(found, dict) else {}
 

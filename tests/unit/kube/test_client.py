@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from nri_dranet.kube import access
-from nri_dranet.kube.client import APPLY, JSON_PATCH, MERGE, ApiError, ConfigurationError, KubeClient
+from nri_dranet.kube.client import APPLY, MERGE, ApiError, ConfigurationError, KubeClient
 from nri_dranet.telemetry import metrics
 
 if TYPE_CHECKING:
@@ -39,9 +39,7 @@ def test_reads_and_writes_reach_the_server(api: ApiServerStandIn, client: KubeCl
     assert changed["metadata"]["labels"] == {"a": "b"}
     changed["metadata"]["labels"] = {"a": "c"}
     assert client.replace(f"{path}/p", changed)["metadata"]["labels"] == {"a": "c"}
-    patch = [{"op": "replace", "path": "/metadata/labels/a", "value": "d"}]
-    assert client.patch(f"{path}/p", patch, content_type=JSON_PATCH)["metadata"]["labels"] == {"a": "d"}
-    assert client.get(f"{path}/p")["metadata"]["labels"] == {"a": "d"}
+    assert client.get(f"{path}/p")["metadata"]["labels"] == {"a": "c"}
     assert [item["metadata"]["name"] for item in client.get(path, {"fieldSelector": "metadata.name=p"})["items"]] == [
         "p"
     ]
@@ -81,6 +79,7 @@ STATUS = {"kind": "Status", "reason": "Conflict", "message": "has been modified"
         (500, b"", {}, ("Unknown", "no text", None, True)),
         (422, b"[1]", {}, ("Unknown", "[1]", None, False)),
         (403, {"message": "no", "details": "odd"}, {}, ("Unknown", "no", None, False)),
+        (500, b"[" * 9000, {}, ("Unknown", "[" * 2048, None, True)),
     ],
 )
 def test_refusals_become_errors(
@@ -99,21 +98,40 @@ def test_refusals_become_errors(
         client.get("/api/v1/pods")
     error = caught.value
     assert (error.reason, error.message, error.retry_after, error.retriable) == expected
-    assert error.status == status
+    assert (error.status, error.method) == (status, "GET")
     assert str(status) in str(error)
     assert error.details == (STATUS["details"] if body is STATUS else {})
 
 
-def test_an_answer_that_is_no_json_is_an_error(
-    serve: Callable[..., Any], reply: Any, client_of: Callable[..., KubeClient]
+DEEP = b"[" * 100_000 + b"]" * 100_000
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"", b"[]", b"null", DEEP])
+def test_an_answer_that_is_no_object_is_an_error(
+    serve: Callable[..., Any], reply: Any, client_of: Callable[..., KubeClient], body: bytes
 ) -> None:
-    """A page of a proxy in between is no object; an empty answer is an empty one, a list too."""
-    bodies = iter([b"<html>", b"", b"[]"])
-    client = client_of(serve(lambda _: reply(200, next(bodies))).url)
-    with pytest.raises(ApiError, match="is no JSON"):
+    """A page of a proxy in between, nothing at all, a list: none of them says what the object is like."""
+    client = client_of(serve(lambda _: reply(200, body)).url)
+    with pytest.raises(ApiError, match="answer to GET /api/v1/pods is no JSON") as caught:
         client.get("/api/v1/pods")
-    assert client.get("/api/v1/pods") == {}
-    assert client.get("/api/v1/pods") == {}
+    assert (caught.value.status, caught.value.reason) == (0, "BadAnswer")
+    assert caught.value.retriable
+    assert not caught.value.unanswered
+    with pytest.raises(ApiError, match="answer to PATCH /api/v1/pods is no JSON"):
+        client.patch("/api/v1/pods", {}, content_type=APPLY)
+    if body in (b"[]", b""):
+        assert client.delete("/api/v1/pods/a") == {}
+
+
+@pytest.mark.parametrize("body", [b"[]", b"<html>", b'{"items": ' + DEEP + b"}", b'{"items": [{"a": ' + DEEP + b"}]}"])
+def test_a_list_that_is_none_is_an_error(
+    serve: Callable[..., Any], reply: Any, client_of: Callable[..., KubeClient], body: bytes
+) -> None:
+    """The same for lists, whose items are decoded one by one."""
+    client = client_of(serve(lambda _: reply(200, body)).url)
+    with pytest.raises(ApiError, match="is no list") as caught:
+        client.items("/api/v1/pods")
+    assert caught.value.reason == "BadAnswer"
 
 
 def test_a_server_that_is_away_gives_an_error_that_may_be_tried_again(client_of: Callable[..., KubeClient]) -> None:
@@ -123,6 +141,7 @@ def test_a_server_that_is_away_gives_an_error_that_may_be_tried_again(client_of:
     with pytest.raises(ApiError, match=r"http://127\.0\.0\.1:9 does not answer") as caught:
         client.get("/api/v1/pods")
     assert caught.value.status == 0
+    assert caught.value.unanswered
     assert caught.value.retriable
     assert "no answer" in str(caught.value)
     assert requests_counted("GET", "pods", "0") == before + 1
@@ -241,6 +260,22 @@ def test_a_refused_watch_is_an_error(
     client = client_of(serve(lambda _: reply(403, {"reason": "Forbidden", "message": "not yours"})).url)
     with pytest.raises(ApiError, match="not yours"):
         client.stream("/api/v1/pods", {"watch": "true"}, read_timeout=5)
+
+
+@pytest.mark.parametrize("chunks", [[b'{"reason": "Forb'], []])
+def test_a_refusal_of_a_watch_that_breaks_off_is_an_error(
+    serve: Callable[..., Any], reply: Any, client_of: Callable[..., KubeClient], chunks: list[bytes]
+) -> None:
+    """The status stands, whatever becomes of the text."""
+
+    def broken() -> Iterator[bytes]:
+        yield from chunks
+        raise OSError("the server breaks off")
+
+    client = client_of(serve(lambda _: reply(503, chunks=broken())).url)
+    with pytest.raises(ApiError, match="no text") as caught:
+        client.stream("/api/v1/pods", {"watch": "true"}, read_timeout=5)
+    assert (caught.value.status, caught.value.retriable) == (503, True)
 
 
 def test_many_threads_share_a_client(

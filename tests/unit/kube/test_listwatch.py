@@ -224,6 +224,8 @@ def test_both_forms_of_410_need_a_new_list(closer: Closer, pauses: list[float], 
     [
         [refusal(500)],
         [b"no json\n"],
+        [b"[" * 100_000 + b"\n"],
+        RuntimeError("an error of the program"),
         [json.dumps({"type": "ADDED"}).encode() + b"\n"],
         [b"[]\n"],
         ApiError(403, "Forbidden", "not yours"),
@@ -234,6 +236,16 @@ def test_what_cannot_be_followed_needs_a_new_list(closer: Closer, pauses: list[f
     """A stream that makes no sense, or is refused, is begun anew from a list."""
     events, _ = run(closer, [EMPTY, EMPTY], [how, [line(ADDED, "b", 6)]])
     assert [event.type for event in events] == [SYNC, SYNC, ADDED]
+    assert pauses
+
+
+def test_an_error_of_the_program_does_not_end_a_watch(
+    closer: Closer, pauses: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What nobody has thought of is logged once with its traceback, and the watch begins anew."""
+    events, _ = run(closer, [ValueError("odd"), ValueError("odd"), EMPTY], [[line(ADDED, "b", 6)]])
+    assert [event.type for event in events] == [SYNC, ADDED]
+    assert [record.message for record in caplog.records if record.exc_info] == ["a watch failed unexpectedly"]
     assert pauses
 
 

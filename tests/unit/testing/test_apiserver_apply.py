@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from nri_dranet.kube.client import APPLY, JSON_PATCH, MERGE, ApiError
+from nri_dranet.kube.client import APPLY, MERGE, ApiError
+from nri_dranet.testing.api_registry import JSON_PATCH
 
 ENTRY = {"driver": "dra.net", "pool": "node1", "device": "eth1"}
 READY = {"type": "Ready", "status": "True", "reason": "R", "lastTransitionTime": "2026-01-01T00:00:00Z"}
