@@ -13,7 +13,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
-from nri_dranet.kube.client import APPLY, MERGE, ApiError, KubeClient
+from nri_dranet.kube.client import APPLY, BAD_ANSWER, MERGE, ApiError, KubeClient
 from nri_dranet.kube.resources import claim_path, claim_status_path
 from nri_dranet.status.conditions import same
 from nri_dranet.status.desired import Desired, key_of, merged, present_entries
@@ -32,6 +32,14 @@ _CONFLICT: Final = 409
 _INVALID: Final = 422
 _MAX_MANAGER: Final = 128
 _REMEMBERED: Final = 4096
+_MAY_NOT_READ: Final = (
+    "this program may not read claims: it needs the verb get on resourceclaims (API group resource.k8s.io)"
+)
+_MAY_NOT_WRITE: Final = (
+    "this program may not write the status of claims: it needs the verbs patch and update on resourceclaims/status, "
+    "and from Kubernetes 1.36 on associated-node:patch and associated-node:update on resourceclaims/driver for the "
+    "name of the driver (API group resource.k8s.io)"
+)
 
 
 class ClaimGoneError(Exception):
@@ -65,7 +73,7 @@ class StatusWire:
             if _claim_not_found(ref, error):
                 raise ClaimGoneError from error
             raise
-        if claim.get("metadata", {}).get("uid") != ref.uid:
+        if _uid(ref, claim, "GET") != ref.uid:
             raise ClaimGoneError
         return claim
 
@@ -118,12 +126,7 @@ class StatusWire:
             "metadata": {"name": ref.name, "namespace": ref.namespace, "uid": ref.uid},
             "status": {"devices": list(desired.entries)},
         }
-        return self._client.patch(
-            claim_status_path(ref.namespace, ref.name),
-            body,
-            content_type=APPLY,
-            params={"fieldManager": self._manager, "force": "true"},
-        )
+        return self._patch(ref, body, APPLY, {"force": "true"})
 
     def _merge(self, ref: ClaimRef, desired: Desired, claim: Mapping[str, Any]) -> dict[str, Any]:
         meta = claim.get("metadata", {})
@@ -132,12 +135,7 @@ class StatusWire:
             "status": {"devices": merged(claim, desired)},
         }
         try:
-            return self._client.patch(
-                claim_status_path(ref.namespace, ref.name),
-                body,
-                content_type=MERGE,
-                params={"fieldManager": self._manager},
-            )
+            return self._patch(ref, body, MERGE, {})
         except ApiError as error:
             if _trapped(error):
                 raise UnwritableError(
@@ -146,6 +144,14 @@ class StatusWire:
                     f"Create the claim with compact JSON, as kubectl does. The server's words: {error.message}"
                 ) from error
             raise self._judged(ref, error) from error
+
+    def _patch(self, ref: ClaimRef, body: Any, content_type: str, params: Mapping[str, str]) -> dict[str, Any]:
+        path = claim_status_path(ref.namespace, ref.name)
+        answer = self._client.patch(
+            path, body, content_type=content_type, params={"fieldManager": self._manager, **params}
+        )
+        _uid(ref, answer, "PATCH")
+        return answer
 
     def _judged(self, ref: ClaimRef, error: ApiError) -> Exception:
         """Tell a claim that is gone from a write that failed."""
@@ -170,13 +176,29 @@ def field_manager(driver: str, node: str) -> str:
     return f"{name[: _MAX_MANAGER - 17]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
-def lacks_permission(error: ApiError) -> bool:
-    """Tell whether a write was refused for want of a permission.
+def missing_permission(error: ApiError) -> str:
+    """Say which permissions this program needs, where one of them was missing; "" for any other error.
 
     A rule for ``resourceclaims/status`` that is missing gives 403; one for ``resourceclaims/driver`` (Kubernetes 1.36
     and later) gives 422 with the word Forbidden at ``status.devices``.
     """
-    return error.status == _FORBIDDEN or (error.status == _INVALID and "status.devices: Forbidden" in error.message)
+    if error.status == _FORBIDDEN:
+        return _MAY_NOT_READ if error.method == "GET" else _MAY_NOT_WRITE
+    return _MAY_NOT_WRITE if error.status == _INVALID and "status.devices: Forbidden" in error.message else ""
+
+
+def _uid(ref: ClaimRef, answer: Mapping[str, Any], method: str) -> str:
+    """Return the UID of the claim that was answered.
+
+    Raises:
+        ApiError: it is no claim: something in between answered in the server's place.
+    """
+    meta = answer.get("metadata")
+    uid = meta.get("uid") if isinstance(meta, dict) else None
+    if not isinstance(uid, str) or not uid:
+        text = f"what was answered to {method} of claim {ref} is no claim: it has no metadata.uid"
+        raise ApiError(0, BAD_ANSWER, text, method=method)
+    return uid
 
 
 def _claim_not_found(ref: ClaimRef, error: ApiError) -> bool:

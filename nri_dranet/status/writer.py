@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from nri_dranet.claims.facts import ClaimFacts, Phase
 from nri_dranet.kube.client import ApiError
 from nri_dranet.status.desired import Desired, desired_status
-from nri_dranet.status.wire import ClaimGoneError, StatusWire, UnwritableError, lacks_permission
+from nri_dranet.status.wire import ClaimGoneError, StatusWire, UnwritableError, missing_permission
 from nri_dranet.telemetry import metrics
 from nri_dranet.telemetry.logs import fields
 
@@ -47,11 +47,6 @@ _MAX_REPAIR_PAUSE: Final = 300.0
 _LOOK_FIRST_SECONDS: Final = 3.0
 _DRAIN_SECONDS: Final = 2.0
 _PASSING: Final = frozenset({Phase.PREPARED, Phase.ATTACHED, Phase.UNKNOWN})
-_PERMISSIONS: Final = (
-    "this program may not write the status of claims: it needs the verbs patch and update on resourceclaims/status, "
-    "and from Kubernetes 1.36 on associated-node:patch and associated-node:update on resourceclaims/driver for the "
-    "name of the driver (API group resource.k8s.io)"
-)
 
 
 class StatusStore(Protocol):
@@ -143,7 +138,8 @@ class StatusWriter:
         self._keeping = threading.Lock()
         self._stopping = False
         self._drained_by = float("inf")
-        self._told_forbidden = False
+        # The permissions that are missing, as they were logged.
+        self._told_missing: set[str] = set()
         # While the API server is away one write at a time finds out whether it is back.
         self._away = False
         self._away_pause = _FIRST_PAUSE
@@ -216,7 +212,7 @@ class StatusWriter:
 
     @property
     def pending(self) -> int:
-        """How many claims wait to be written."""
+        """How many claims wait to be written, or are being written."""
         with self._changed:
             return sum(entry.dirty or entry.busy for entry in self._entries.values())
 
@@ -247,7 +243,7 @@ class StatusWriter:
             LOG.warning("status not kept in the journal", extra=fields(claim=entry.facts.ref.uid, error=error))
 
     def _gauge(self) -> None:
-        metrics.STATUS_PENDING.set(sum(entry.dirty for entry in self._entries.values()))
+        metrics.STATUS_PENDING.set(self.pending)
 
     def _repair(self, entry: _Entry) -> None:
         """Write again what somebody altered, soon at first, ever later while it goes on; ``_changed`` is held."""
@@ -305,19 +301,21 @@ class StatusWriter:
         try:
             desired = self._write_once(entry, facts)
         except ClaimGoneError:
-            self._settled(entry, since, None, gone=True)
+            self._settled(entry, None, gone=True)
         except UnwritableError as error:
             metrics.STATUS_WRITES.labels("refused").inc()
             LOG.error("a claim's status cannot be written", extra=fields(claim=facts.ref.uid, error=error))  # noqa: TRY400 - the text says all
             self._event(facts.ref, "StatusNotWritable", str(error))
-            self._settled(entry, since, None)
+            self._settled(entry, None)
         except ApiError as error:
             self._again(entry, error)
         except Exception as error:
+            # The worker must live, and the status must not be lost: it is tried again like any failure of the server.
             LOG.exception("a status write failed unexpectedly", extra=fields(claim=facts.ref.uid))
             self._again(entry, ApiError(_INTERNAL, "InternalError", str(error)))
         else:
-            self._settled(entry, since, desired)
+            metrics.STATUS_LAG.observe(time.monotonic() - since)
+            self._settled(entry, desired)
 
     def _write_once(self, entry: _Entry, facts: ClaimFacts) -> Desired:
         # Without a watch nobody tells that what was seen has become old.
@@ -330,12 +328,11 @@ class StatusWriter:
         with self._changed:
             if _version(answer) >= _version(entry.seen):
                 entry.seen = answer
+        self._told_missing.clear()
         metrics.STATUS_WRITES.labels("written").inc()
         return desired
 
-    def _settled(self, entry: _Entry, since: float, desired: Desired | None, *, gone: bool = False) -> None:
-        if not gone:
-            metrics.STATUS_LAG.observe(time.monotonic() - since)
+    def _settled(self, entry: _Entry, desired: Desired | None, *, gone: bool = False) -> None:
         with self._keeping:
             with self._changed:
                 entry.busy = False
@@ -366,11 +363,11 @@ class StatusWriter:
                 entry.busy = False
                 entry.seen = None
                 now = time.monotonic()
-                if error.status == 0:
-                    self._server_is_away(now)
+                if error.unanswered:
+                    self._server_is_away(now, error)
                 else:
                     self._server_answers()
-                    slow = lacks_permission(error) or not (error.retriable or error.status == _CONFLICT)
+                    slow = bool(missing_permission(error)) or not (error.retriable or error.status == _CONFLICT)
                     pause = min(error.retry_after or entry.pause, _REFUSED_PAUSE)
                     entry.pause = min(entry.pause * 2, _REFUSED_PAUSE if slow else _LONGEST_PAUSE)
                     if not entry.dirty:
@@ -382,10 +379,11 @@ class StatusWriter:
             for each in waiting:
                 self._keep(each)
 
-    def _server_is_away(self, now: float) -> None:
+    def _server_is_away(self, now: float, error: ApiError) -> None:
         """Note that the server gave no answer; ``_changed`` is held."""
         if not self._away:
-            LOG.warning("the API server does not answer, statuses wait", extra=fields(claims=len(self._entries)))
+            told = fields(claims=self.pending, error=error)
+            LOG.warning("the API server does not answer, statuses wait", extra=told)
         self._away = True
         self._probe_at = now + self._away_pause * random.uniform(0.6, 1.2)  # noqa: S311 - no secret
         self._away_pause = min(self._away_pause * 2, _AWAY_PAUSE)
@@ -403,18 +401,21 @@ class StatusWriter:
 
     def _tell(self, entry: _Entry, error: ApiError) -> None:
         """Log a failure once, until another one comes."""
-        if error.status == 0 or entry.told == (error.status, error.reason):
+        if error.unanswered or entry.told == (error.status, error.reason):
             return
-        if not lacks_permission(error):
+        missing = missing_permission(error)
+        if not missing:
             entry.told = (error.status, error.reason)
             # A claim that changes under our hands is no trouble: it is read and tried again.
             usual = error.status == _CONFLICT or "must be an allocated device" in error.message
             level = logging.INFO if usual else logging.WARNING
             LOG.log(level, "status not written, trying on", extra=fields(claim=entry.facts.ref.uid, error=error))
-        elif entry.pause > _FIRST_PAUSE and not self._told_forbidden:
+        elif entry.pause > _FIRST_PAUSE:
             # Not at the first refusal: a server that has just started refuses everybody for a moment.
-            self._told_forbidden = True
-            LOG.error(_PERMISSIONS, extra=fields(driver=self._driver, error=error))
+            entry.told = (error.status, error.reason)
+            if missing not in self._told_missing:
+                self._told_missing.add(missing)
+                LOG.error(missing, extra=fields(driver=self._driver, error=error))
 
 
 def _version(claim: Mapping[str, Any] | None) -> int:

@@ -12,7 +12,7 @@ import pytest
 from nri_dranet.claims.facts import ClaimFacts, Phase
 from nri_dranet.kube.client import ApiError, KubeClient
 from nri_dranet.status.desired import Desired, desired_status
-from nri_dranet.status.wire import ClaimGoneError, StatusWire, UnwritableError, field_manager, lacks_permission
+from nri_dranet.status.wire import ClaimGoneError, StatusWire, UnwritableError, field_manager, missing_permission
 from nri_dranet.testing.api_users import Rule, User
 
 if TYPE_CHECKING:
@@ -249,6 +249,28 @@ def test_a_failure_is_not_taken_for_the_end_of_the_claim(
             wire.read(ref)
 
 
+@pytest.mark.parametrize("answer", [{}, {"kind": "Status"}, {"metadata": {}}, {"metadata": None}])
+def test_an_answer_that_is_no_claim_says_nothing_of_the_claim(
+    claims: Any, facts: Callable[..., ClaimFacts], answer: Any
+) -> None:
+    """Something in between answered: the claim is not gone, and no list of entries is made from such an answer."""
+    ref = claims.make()
+    desired = desired_status(facts(ref), claims.read(), "dra.net", NOW)
+
+    class Odd:
+        def get(self, *_: Any) -> Any:
+            return answer
+
+        def patch(self, *_: Any, **__: Any) -> Any:
+            return answer
+
+    wire = StatusWire(Odd(), "dra.net", "n1")  # type: ignore[arg-type]  # get and patch are all that is used
+    with pytest.raises(ApiError, match="is no claim"):
+        wire.read(ref)
+    with pytest.raises(ApiError, match="is no claim"):
+        wire.write(ref, desired, claims.read())
+
+
 def test_a_conflict_about_the_uid_is_looked_into(claims: Any, facts: Callable[..., ClaimFacts]) -> None:
     """Some servers answer 409 to a wrong UID: the claim is read to learn what that means."""
     ref = claims.make()
@@ -308,12 +330,12 @@ def test_missing_permissions_are_recognised(
         with pytest.raises(ApiError) as caught:
             write(facts(ref), wire)
         assert caught.value.status == status
-        assert lacks_permission(caught.value)
+        assert "resourceclaims/status" in missing_permission(caught.value)
     finally:
         client.close()
 
 
 def test_other_refusals_are_no_missing_permission() -> None:
     """Only what a role can mend counts."""
-    assert not lacks_permission(ApiError(422, "Invalid", "status.devices[0]: Invalid value"))
-    assert not lacks_permission(ApiError(401, "Unauthorized", "Unauthorized"))
+    assert not missing_permission(ApiError(422, "Invalid", "status.devices[0]: Invalid value"))
+    assert not missing_permission(ApiError(401, "Unauthorized", "Unauthorized"))

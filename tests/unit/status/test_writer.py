@@ -585,6 +585,13 @@ def test_claims_that_are_not_held_are_not_repaired(
     assert set(writer._entries) == {kept.uid}
 
 
+def lags() -> float:
+    """Return how many times the lag was measured."""
+    return sum(
+        sample.value for sample in next(iter(metrics.STATUS_LAG.collect())).samples if sample.name.endswith("_count")
+    )
+
+
 def test_a_claim_without_any_way_gets_an_event(
     claims: Any, facts: Callable[..., ClaimFacts], told: Any, store: Any, until: Any
 ) -> None:
@@ -599,6 +606,7 @@ def test_a_claim_without_any_way_gets_an_event(
             found: dict[str, Any] = claims.read()
             return found
 
+    before = lags()
     writer = StatusWriter(Wall(None, "dra.net", "n1"), "dra.net", store, event=told)  # type: ignore[arg-type]  # not used
     writer.start()
     writer.submit(facts(ref, Phase.DETACHED))
@@ -606,6 +614,7 @@ def test_a_claim_without_any_way_gets_an_event(
     writer.stop()
     assert told.events == [(ref, "StatusNotWritable", "no way for claim default/c1")]
     assert store.rows == {}
+    assert lags() == before
 
 
 class Refusing:
@@ -650,6 +659,81 @@ def test_a_missing_permission_is_said_once(
     assert "resourceclaims/status" in record.message
     assert "associated-node:patch" in record.message
     assert set(store.rows) == set(writer._entries)
+
+
+def test_a_missing_permission_to_read_is_named(
+    *, claims: Any, facts: Callable[..., ClaimFacts], store: Any, told: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is missing is get on claims then, and not the right to write."""
+    error = ApiError(403, "Forbidden", "cannot get resource", method="GET")
+    writer = StatusWriter(Refusing(error), "dra.net", store, event=told, workers=0)  # type: ignore[arg-type]  # only read
+    ref = claims.make()
+    writer.submit(facts(ref))
+    for _ in range(3):
+        fail(writer, writer._entries[ref.uid])
+    (record,) = caplog.records
+    assert "verb get on resourceclaims" in record.message
+    assert "resourceclaims/status" not in record.message
+
+
+def fail(writer: StatusWriter, entry: Any) -> None:
+    """Let one write of a writer without workers fail."""
+    entry.dirty, entry.busy = False, True
+    writer._write(entry)
+
+
+def test_a_permission_that_is_taken_away_again_is_said_again(
+    *,
+    claims: Any,
+    facts: Callable[..., ClaimFacts],
+    client: KubeClient,
+    store: Any,
+    told: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Once a write has succeeded, the next missing permission is news."""
+    denied = Refusing(ApiError(403, "Forbidden", "cannot patch resource", method="PATCH"))
+    granted = StatusWire(client, "dra.net", "n1")
+    writer = StatusWriter(granted, "dra.net", store, event=told, workers=0)
+    ref = claims.make()
+    for phase in (Phase.ATTACHED, Phase.LOST):
+        writer.submit(facts(ref, phase))
+        entry = writer._entries[ref.uid]
+        for wire in (denied, denied, denied, granted):
+            writer._wire = wire  # type: ignore[assignment]  # only read is used
+            fail(writer, entry)
+    assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
+    assert claims.condition()["status"] == "False"
+
+
+def test_an_outage_is_logged_with_its_cause(
+    claims: Any, facts: Callable[..., ClaimFacts], store: Any, told: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever reads that the server does not answer learns why."""
+    error = ApiError(0, "NameResolutionError", "https://kube:6443 does not answer: no such host")
+    writer = StatusWriter(Refusing(error), "dra.net", store, event=told, workers=0)  # type: ignore[arg-type]  # only read
+    ref = claims.make()
+    writer.submit(facts(ref))
+    for _ in range(3):
+        fail(writer, writer._entries[ref.uid])
+    (record,) = caplog.records
+    assert record.message == "the API server does not answer, statuses wait"
+    assert record.fields["error"] is error  # type: ignore[attr-defined]  # the log room adds it
+
+
+def test_a_claim_whose_answer_makes_no_sense_does_not_stop_the_others(
+    *, claims: Any, facts: Callable[..., ClaimFacts], store: Any, told: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server is there: only this claim waits, and that is logged."""
+    error = ApiError(0, "BadAnswer", "the API server's answer is no JSON: too deep", method="GET")
+    writer = StatusWriter(Refusing(error), "dra.net", store, event=told, workers=0)  # type: ignore[arg-type]  # only read
+    ref = claims.make()
+    writer.submit(facts(ref))
+    for _ in range(3):
+        fail(writer, writer._entries[ref.uid])
+    assert [record.message for record in caplog.records] == ["status not written, trying on"]
+    assert not writer._away
+    assert set(store.rows) == {ref.uid}
 
 
 def test_a_failure_is_logged_once_until_another_comes(
