@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from nri_dranet.claims.plan import CharDevice
-from nri_dranet.netlink.codec import NetlinkError
 from nri_dranet.netlink.nldev import NetnsMode, RdmaSocket
 
 if TYPE_CHECKING:
@@ -49,15 +48,16 @@ class Hardware:
         )
 
     def rdma_exclusive(self) -> bool:
-        """Tell whether RDMA devices belong to one network namespace each; False on a kernel without RDMA."""
+        """Tell whether RDMA devices belong to one network namespace each; False on a kernel without RDMA.
+
+        Raises:
+            OSError: the kernel has RDMA and does not tell.
+        """
         found = RdmaSocket.open()
         if found is None:
             return False
         with found:
-            try:
-                return found.netns_mode() is NetnsMode.EXCLUSIVE
-            except NetlinkError:
-                return False
+            return found.netns_mode() is NetnsMode.EXCLUSIVE
 
 
 def _as_on_host(path: str, major: int, minor: int) -> CharDevice:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from nri_dranet.api.config import NetworkConfig
-    from nri_dranet.claims.plan import HostState
+    from nri_dranet.claims.plan import HostState, PodState
     from nri_dranet.dra.plan_model import Problems
 
 RTPROT_REDIRECT: Final = 1
@@ -164,6 +164,15 @@ def copied_routes(
     connected = vrf_table if vrf_table is not None else TABLE_MAIN
     reach = Reach(addresses, [*configured, *candidates], connected)
     return [route for route in candidates if reach.leads_on(route)]
+
+
+def not_of_host(pod: PodState, host: HostState | None) -> frozenset[tuple[str, int]]:
+    """Return destination and table of the routes of a plan that are not copies of the host's."""
+    copies: list[Route | None] = []
+    if host is not None and pod.sub_interface is None:
+        vrf_table = pod.vrf.table if pod.vrf else None
+        copies = [_for_pod(route, host.link.index, vrf_table) for route in host.routes]
+    return frozenset((route.destination, route.table) for route in pod.routes if route not in copies)
 
 
 def _for_pod(route: Route, index: int, vrf_table: int | None) -> Route | None:

@@ -7,7 +7,7 @@ plan a claim without touching anything.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nri_dranet.api.errors import ConfigError, FieldError
 from nri_dranet.api.resolve import ConfigSource, Resolved, given, resolve
@@ -16,7 +16,7 @@ from nri_dranet.dra import plan_collisions
 from nri_dranet.dra.plan_collisions import Planned
 from nri_dranet.dra.plan_interface import plan_interface
 from nri_dranet.dra.plan_model import DeviceFactsIn, NodeFacts, PlanError, Problems
-from nri_dranet.dra.plan_routes import configured_routes
+from nri_dranet.dra.plan_routes import configured_routes, not_of_host
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -28,6 +28,15 @@ __all__ = ["DeviceFactsIn", "NodeFacts", "PlanError", "config_sources", "plan_cl
 
 FROM_CLASS = "FromClass"
 """``AllocationConfigSourceClass`` of ``resource.k8s.io/v1``."""
+
+
+_SAY_NOTHING: Mapping[tuple[str | int, ...], Any] = {
+    ("profile",): "",
+    ("interface", "name"): "",
+    ("interface", "dhcp"): False,
+    ("interface", "disableEbpfPrograms"): False,
+}
+"""Values that ask for nothing. Every other value, also 0 and false, asks for something that needs an interface."""
 
 
 def config_sources(claim: Claim, result: AllocationResult) -> list[ConfigSource]:
@@ -230,7 +239,7 @@ def _published_with_interface(device: DeviceFactsIn) -> bool:
 
 def _refuse_network_fields(resolved: Resolved, problems: Problems) -> None:
     for where, value in given(resolved.config):
-        if value not in (False, "", ()):
+        if value != () and (where not in _SAY_NOTHING or value != _SAY_NOTHING[where]):
             shown = None if isinstance(value, tuple | list) else value
             problems.field(where, shown, "must be left out: the device has no network interface, it is for RDMA alone")
 
@@ -245,4 +254,5 @@ def _of_same_pods(claim: Claim, others: Iterable[ClaimPlan]) -> Iterator[Planned
     for other in others:
         if other.ref.uid != claim.ref.uid and pods & {pod.uid for pod in other.pods}:
             for plan in other.devices:
-                yield Planned(plan, f"device {plan.label}, request {plan.request}, of claim {other.ref.name}")
+                who = f"device {plan.label}, request {plan.request}, of claim {other.ref.name}"
+                yield Planned(plan, who, not_of_host(plan.pod, plan.host) if plan.pod else frozenset())

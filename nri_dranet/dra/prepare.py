@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from nri_dranet.api.document import keep_repeated
 from nri_dranet.claims.allocation import AllocationResult, Claim, ClaimError, parse_claim
@@ -17,6 +17,7 @@ from nri_dranet.dra.handler import PreparedDevice, PrepareError
 from nri_dranet.dra.plan_model import PlanError
 from nri_dranet.dra.planner import plan_claim
 from nri_dranet.dra.refusal import prepare_failed
+from nri_dranet.dra.turns import Turns
 from nri_dranet.kube.client import ApiError
 from nri_dranet.kube.events import MAX_MESSAGE
 from nri_dranet.kube.resources import claim_path
@@ -36,6 +37,16 @@ if TYPE_CHECKING:
     from nri_dranet.kube.client import Members
 
 LOG = logging.getLogger(__name__)
+
+_REASONS: Final[Mapping[type[Exception], str]] = {
+    PlanError: "InvalidConfiguration",
+    ConflictError: "DeviceInUse",
+    DeviceBusyError: "DeviceBusy",
+    JournalError: "JournalFailed",
+    NotReturnedError: "DeviceNotReturned",
+    OSError: "DeviceUnreadable",
+}
+"""Why a claim is not prepared, in one word (docs/user/status.md)."""
 
 
 class Reader(Protocol):
@@ -94,6 +105,7 @@ class Preparer:
         self._inputs = inputs
         self._pods = pods
         self._reports = reports
+        self._turns = Turns()
 
     # ---- kubelet's calls
 
@@ -103,25 +115,18 @@ class Preparer:
         Raises:
             PrepareError: it cannot be prepared; the text is for the pod's Event.
         """
-        claim = self._fetch(ref)
+        try:
+            claim = self._fetch(ref)
+        except PrepareError as error:
+            LOG.warning("claim not prepared", extra=fields(claim=ref.uid, name=ref, error=error))
+            raise
         results = claim.results_of(self._driver)
         if not results:
             return []
         try:
             record = self._recall(claim) or self._keep(claim)
-        except PlanError as error:
-            raise self._refuse(claim, results, "InvalidConfiguration", error.summary(MAX_MESSAGE)) from error
-        except ConflictError as error:
-            raise self._refuse(claim, results, "DeviceInUse", str(error)) from error
-        except DeviceBusyError as error:
-            raise self._refuse(claim, results, "DeviceBusy", str(error)) from error
-        except JournalError as error:
-            raise self._refuse(claim, results, "JournalFailed", str(error)) from error
-        except NotReturnedError as error:
-            raise self._refuse(claim, results, "DeviceNotReturned", str(error)) from error
-        except OSError as error:
-            text = f"the devices of the claim cannot be read from the kernel: {error}"
-            raise self._refuse(claim, results, "DeviceUnreadable", text) from error
+        except (PlanError, ConflictError, DeviceBusyError, JournalError, NotReturnedError, OSError) as error:
+            raise self._refusal(claim, error) from error
         plan = record.successor or record.plan
         LOG.info(
             "claim prepared",
@@ -152,6 +157,7 @@ class Preparer:
         try:
             self._keeper.unprepare(ref)
         except (DeviceBusyError, JournalError, NotReturnedError) as error:
+            LOG.warning("claim not released", extra=fields(claim=ref.uid, name=ref, error=error))
             raise PrepareError(f"claim {ref} cannot be released now: {error}") from error
 
     # ---- a held claim that changed
@@ -171,10 +177,11 @@ class Preparer:
             if claim.allocation_hash(self._driver) in _hashes(record):
                 self._remember(record, claim)
             else:
-                self._keep(claim)
+                # Read again: the watch's parser swallows fields that are given twice.
+                self._keep(self._fetch(ref))
         except (
-            PlanError,
             PrepareError,
+            PlanError,
             ConflictError,
             DeviceBusyError,
             JournalError,
@@ -239,13 +246,16 @@ class Preparer:
         return self._keeper.remember_pods(record.uid, claim.pods, self._listed_by(claim), allocation_hash=allocation)
 
     def _keep(self, claim: Claim) -> ClaimRecord:
-        plan = self._plan(claim)
         try:
-            return self._keeper.prepare(plan)
+            return self._plan_and_record(claim)
         except ConflictError as error:
             if not self._makes_way(error.other):
                 raise
-            return self._keeper.prepare(plan)
+        return self._plan_and_record(claim)
+
+    def _plan_and_record(self, claim: Claim) -> ClaimRecord:
+        with self._turns.hold(pod.uid for pod in claim.pods):
+            return self._keeper.prepare(self._plan(claim))
 
     def _plan(self, claim: Claim) -> ClaimPlan:
         self._refuse_foreign(claim)
@@ -293,21 +303,19 @@ class Preparer:
         anew: kubelet calls no Prepare for its next pod, which must not start unknown.
 
         Raises:
-            PlanError: the other claim's new allocation cannot be planned.
             DeviceBusyError, JournalError, NotReturnedError: it cannot be released now.
         """
         sandboxes = self._keeper.sandboxes
         runs = other.holder is not None and sandboxes.get(other.holder.sandbox_id) is not None
         if runs or not sandboxes.synchronized:
             return False
+        path = claim_path(other.ref.namespace, other.ref.name)
         try:
-            claim = parse_claim(self._api.get(claim_path(other.ref.namespace, other.ref.name)))
-        except ApiError as error:
-            if error.status != 404:
+            claim = parse_claim(self._api.get(path, members=keep_repeated))
+        except (ApiError, ClaimError) as error:
+            if not isinstance(error, ApiError) or error.status != 404:
                 return False
             claim = None
-        except ClaimError:
-            return False
         if claim is None or claim.ref.uid != other.uid:
             LOG.info("a claim that is gone is released for the next one", extra=fields(claim=other.uid))
             self._keeper.unprepare(other.ref)
@@ -316,11 +324,34 @@ class Preparer:
             return False
         LOG.info("a claim that was allocated anew makes way", extra=fields(claim=other.uid))
         if claim.allocated and claim.results_of(self._driver):
-            plan = self._plan(claim)
-        else:
-            plan = replace(other.plan, allocation_hash=claim.allocation_hash(self._driver), devices=(), pods=())
-        self._keeper.replan(plan)
+            return self._replanned(claim)
+        self._keeper.replan(
+            replace(other.plan, allocation_hash=claim.allocation_hash(self._driver), devices=(), pods=())
+        )
         return True
+
+    def _replanned(self, claim: Claim) -> bool:
+        """Let a claim's new allocation take effect; what stands against that is told of this claim and no other.
+
+        The record stays as it is then: without the new device's plan the claim's next pod would start without it.
+        """
+        try:
+            with self._turns.hold(pod.uid for pod in claim.pods):
+                self._keeper.replan(self._plan(claim))
+        except PrepareError:
+            return False
+        except (PlanError, ConflictError, OSError) as error:
+            self._refusal(claim, error)
+            return False
+        return True
+
+    def _refusal(self, claim: Claim, error: Exception) -> PrepareError:
+        """Say everywhere why a claim is not prepared; return the error for kubelet."""
+        reason = next(word for kind, word in _REASONS.items() if isinstance(error, kind))
+        text = error.summary(MAX_MESSAGE) if isinstance(error, PlanError) else str(error)
+        if reason == "DeviceUnreadable":
+            text = f"the devices of the claim cannot be read from the kernel: {error}"
+        return self._refuse(claim, claim.results_of(self._driver), reason, text)
 
     def _refuse(self, claim: Claim, results: Sequence[AllocationResult], reason: str, text: str) -> PrepareError:
         LOG.warning("claim not prepared", extra=fields(claim=claim.ref.uid, name=claim.ref, reason=reason, error=text))

@@ -316,19 +316,23 @@ def test_network_fields_for_an_rdma_only_device_are_refused_by_name(node: Node) 
                 "name": "net1",
                 "addresses": ["10.0.0.1/24"],
                 "dhcp": False,
-                "forwarding": True,
+                "disableEbpfPrograms": False,
+                "forwarding": False,
                 "vrf": {"name": "red"},
+                "arpIgnore": 0,
                 "arpAnnounce": 0,
             },
             "routes": [{"destination": "10.9.0.0/16", "scope": 253}],
             "rules": [],
-            "ethtool": {"features": {"tso": True}},
+            "ethtool": {"features": {"tso": False}},
         }
     )
     assert [problem.partition(":")[0] for problem in node.problems()] == [
         "interface.name",
         "interface.addresses",
         "interface.forwarding",
+        "interface.arpIgnore",
+        "interface.arpAnnounce",
         "interface.vrf.name",
         "routes",
         "ethtool.features.tso",
@@ -400,6 +404,31 @@ def test_devices_of_other_claims_of_the_pod_count(node: Node) -> None:
     node.config({"interface": {"name": "net1", "addresses": ["10.0.0.5/16"]}})
     assert all("device ens4, request req, of claim claim-0 in the same pod" in problem for problem in node.problems())
     assert len(node.problems()) == 2
+
+
+def test_routes_of_other_claims_of_the_pod_count(node: Node) -> None:
+    """A configured route where one of another claim's configuration leads is refused; one that it copied gives way."""
+    copied = Route(family=2, destination="10.8.0.0/16", gateway="10.1.0.1", index=10)
+    first = Node()
+    first.name = "claim-0"
+    address = Address(family=2, address="10.1.0.2", prefix_length=24)
+    first.device("ens4", host={"addresses": (address,), "routes": (copied,)})
+    first.config({"routes": [{"destination": "10.9.0.0/16", "gateway": "10.1.0.1"}]})
+    node.others = [first.plan()]
+    node.device("ens5")
+    node.config(
+        {
+            "interface": {"addresses": ["10.2.0.2/24"]},
+            "routes": [
+                {"destination": "10.8.0.0/16", "gateway": "10.2.0.1"},
+                {"destination": "10.9.0.0/16", "gateway": "10.2.0.1"},
+            ],
+        }
+    )
+    (problem,) = node.problems()
+    assert problem.startswith(
+        'routes: "10.9.0.0/16": must not lead to where a route of device ens4, request req, of claim claim-0'
+    )
 
 
 def test_claims_of_other_pods_and_the_claim_itself_do_not_count(node: Node) -> None:

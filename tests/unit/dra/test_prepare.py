@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +31,8 @@ from nri_dranet.store.journal import Journal
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from nri_dranet.claims.plan import ClaimPlan
 
 REF = ClaimRef("default", "c", "u1")
 
@@ -117,6 +123,11 @@ class World:
     def node(self) -> NodeFacts:
         """Return the node's facts."""
         return NodeFacts()
+
+    def change(self, raw: dict[str, Any]) -> None:
+        """Let the API server have the claim like this, and the watch tell of it."""
+        self.objects["c"] = raw
+        self.preparer.claim_changed(REF, raw)
 
     def hold(self, uid: str = "u1", pod: str = "p1") -> None:
         """Let a sandbox hold a claim."""
@@ -300,7 +311,7 @@ def test_the_next_pod_of_a_held_claim_is_remembered(world: World) -> None:
     """The watch shows a reservation that kubelet will not prepare for."""
     world.preparer.prepare(REF)
     world.hold()
-    world.preparer.claim_changed(REF, claim(pods=("p2",)))
+    world.change(claim(pods=("p2",)))
     record = world.keeper.journal.get("u1")
     assert record is not None
     assert [pod.uid for pod in record.plan.pods] == ["p2"]
@@ -310,7 +321,7 @@ def test_another_allocation_of_a_held_claim_is_planned_ahead(world: World) -> No
     """The claim was deallocated and allocated to another device while the former pod still ends."""
     world.preparer.prepare(REF)
     world.hold()
-    world.preparer.claim_changed(REF, claim(device="eth2", pods=("p2",)))
+    world.change(claim(device="eth2", pods=("p2",)))
     record = world.keeper.journal.get("u1")
     assert record is not None
     assert record.successor is not None
@@ -322,7 +333,7 @@ def test_an_allocation_that_cannot_be_planned_is_told_to_the_next_pod(world: Wor
     """The next pod has no Prepare that could fail: it gets an Event."""
     world.preparer.prepare(REF)
     world.hold()
-    world.preparer.claim_changed(REF, claim(device="eth9", pods=("p2",)))
+    world.change(claim(device="eth9", pods=("p2",)))
     assert world.events[-1][:2] == ("pod-p2", "PrepareFailed")
 
 
@@ -335,7 +346,7 @@ def test_a_deleted_claim_is_released_unless_a_sandbox_runs_with_it(world: World)
     world.keeper.sandboxes.stop("s1")
     world.preparer.claim_changed(REF, None)
     assert world.keeper.journal.get("u1") is None
-    world.preparer.claim_changed(REF, claim())
+    world.change(claim())
 
 
 def other(world: World) -> ClaimRef:
@@ -365,7 +376,7 @@ def test_a_claim_that_is_not_allocated_any_more_makes_way_and_stays_known(world:
     record = world.keeper.journal.get("u1")
     assert record is not None
     assert record.plan.devices == ()
-    world.preparer.claim_changed(REF, claim(device="eth2", pods=("p3",)))
+    world.change(claim(device="eth2", pods=("p3",)))
     record = world.keeper.journal.get("u1")
     assert record is not None
     assert [device.key.device for device in record.plan.devices] == ["eth2"]
@@ -384,10 +395,130 @@ def test_a_third_pod_joins_the_next_allocation(world: World) -> None:
     """The pod for which the next allocation was made is gone, another has taken its place."""
     world.preparer.prepare(REF)
     world.hold()
-    world.preparer.claim_changed(REF, claim(device="eth2", pods=("p2",)))
-    world.preparer.claim_changed(REF, claim(device="eth2", pods=("p3",)))
+    world.change(claim(device="eth2", pods=("p2",)))
+    world.change(claim(device="eth2", pods=("p3",)))
     record = world.keeper.journal.get("u1")
     assert record is not None
     assert record.successor is not None
     assert [pod.uid for pod in record.successor.pods] == ["p3"]
     assert [pod.uid for pod in record.plan.pods] == ["p1"]
+
+
+def two_claims_of_a_pod(world: World, first: Mapping[str, Any], second: Mapping[str, Any]) -> ClaimRef:
+    """Let pod p1 have claim c on eth1 and claim d on eth2, each with a configuration; return d."""
+    world.objects["d"] = {
+        **claim("u2", device="eth2"),
+        "metadata": {"namespace": "default", "name": "d", "uid": "u2"},
+    }
+    for name, parameters in (("c", first), ("d", second)):
+        opaque = {"driver": "dra.net", "parameters": parameters}
+        world.objects[name]["status"]["allocation"]["devices"]["config"] = [{"source": "FromClaim", "opaque": opaque}]
+    return ClaimRef("default", "d", "u2")
+
+
+def routed(address: str, gateway: str) -> dict[str, Any]:
+    """Return a configuration with an address and a route to 10.9.0.0/16."""
+    return {
+        "interface": {"addresses": [address]},
+        "routes": [{"destination": "10.9.0.0/16", "gateway": gateway}],
+    }
+
+
+def test_routes_of_two_claims_of_a_pod_to_one_place_are_refused(world: World) -> None:
+    """In the pod the kernel would take only the first, in silence."""
+    ref = two_claims_of_a_pod(world, routed("10.1.0.2/24", "10.1.0.1"), routed("10.2.0.2/24", "10.2.0.1"))
+    world.preparer.prepare(REF)
+    with pytest.raises(PrepareError, match=r"10\.9\.0\.0/16.*must not lead to where a route of device eth1.*claim c"):
+        world.preparer.prepare(ref)
+
+
+def test_claims_of_one_pod_are_planned_one_after_the_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kubelet prepares them at once: planned beside each other, neither would see the other."""
+    ref = two_claims_of_a_pod(world, {"interface": {"name": "net1"}}, {"interface": {"name": "net1"}})
+    both = threading.Barrier(2)
+    prepare = world.keeper.prepare
+
+    def recording(plan: ClaimPlan) -> Any:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(timeout=0.2)
+        return prepare(plan)
+
+    monkeypatch.setattr(world.keeper, "prepare", recording)
+    with ThreadPoolExecutor(2) as pool:
+        begun = [pool.submit(world.preparer.prepare, each) for each in (REF, ref)]
+    (refused,) = [each.exception() for each in begun if each.exception() is not None]
+    assert "must differ from the name of device" in str(refused)
+
+
+def test_a_claim_that_cannot_be_planned_anew_makes_no_way(world: World) -> None:
+    """Its own trouble is told of it; the claim that waits for its device is told who has that, and it stays known."""
+    world.preparer.prepare(REF)
+    world.keeper.sandboxes.replace([])
+    world.objects["c"] = claim(device="eth9", pods=("p3",))
+    with pytest.raises(PrepareError, match="eth1 is prepared for claim default/c"):
+        world.preparer.prepare(other(world))
+    assert [event[:2] for event in world.events] == [("c", "ClaimPrepareFailed"), ("d", "ClaimPrepareFailed")]
+    assert "eth9" in world.events[0][2]
+    assert "eth9" not in world.events[1][2]
+    record = world.keeper.journal.get("u1")
+    assert record is not None
+    assert [device.key.device for device in record.plan.devices] == ["eth1"]
+
+
+def test_a_claim_whose_new_device_is_taken_makes_no_way(world: World) -> None:
+    """The third claim that has the device is trouble of the claim that was allocated anew, not of the one that asks."""
+    world.preparer.prepare(REF)
+    world.objects["e"] = {
+        **claim("u3", device="eth2"),
+        "metadata": {"namespace": "default", "name": "e", "uid": "u3"},
+    }
+    world.preparer.prepare(ClaimRef("default", "e", "u3"))
+    world.keeper.sandboxes.replace([])
+    world.objects["c"] = claim(device="eth2", pods=("p3",))
+    with pytest.raises(PrepareError, match="eth1 is prepared for claim default/c"):
+        world.preparer.prepare(other(world))
+    assert [event[:2] for event in world.events] == [("c", "ClaimPrepareFailed"), ("d", "ClaimPrepareFailed")]
+    assert "claim default/e" in world.events[0][2]
+
+
+def test_a_claim_whose_new_devices_cannot_be_read_makes_no_way(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's word is told of the claim that it is about."""
+    world.preparer.prepare(REF)
+    world.keeper.sandboxes.replace([])
+    world.objects["c"] = claim(device="eth2", pods=("p3",))
+    read = world.read
+
+    def failing(asked: Any, results: Sequence[Any]) -> Any:
+        if asked.ref.name == "c":
+            raise OSError(errno.EIO, "no answer")
+        return read(asked, results)
+
+    monkeypatch.setattr(world, "read", failing)
+    with pytest.raises(PrepareError, match="eth1 is prepared for claim default/c"):
+        world.preparer.prepare(other(world))
+    assert "no answer" in world.events[0][2]
+
+
+def test_a_field_that_is_given_twice_is_seen_wherever_a_claim_is_planned(world: World) -> None:
+    """The watch parses plainly, and so the claim is read again; a claim that makes way is read as in Prepare."""
+    world.preparer.prepare(REF)
+    world.hold()
+    asked = claim(device="eth2", pods=("p2",))
+    opaque = {"driver": "dra.net", "parameters": {"interface": {"mtu": 1400}}}
+    asked["status"]["allocation"]["devices"]["config"] = [{"source": "FromClaim", "opaque": opaque}]
+    world.texts["c"] = json.dumps(asked).replace('"mtu": 1400', '"mtu": 1500, "mtu": 1400')
+    world.preparer.claim_changed(REF, asked)
+    assert world.events[-1][:2] == ("pod-p2", "PrepareFailed")
+    assert "must be given once" in world.events[-1][2]
+    world.keeper.sandboxes.replace([])
+    with pytest.raises(PrepareError, match="eth1 is prepared for claim default/c"):
+        world.preparer.prepare(other(world))
+    assert "must be given once" in world.events[-2][2]
+
+
+def test_what_kubelet_is_refused_is_logged(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Kubelet tells it in an Event that is soon gone."""
+    world.objects.clear()
+    with pytest.raises(PrepareError):
+        world.preparer.prepare(REF)
+    assert "c not found" in str(caplog.records[-1].__dict__["fields"]["error"])
