@@ -188,12 +188,11 @@ def own_time(table: Table, rounds: int) -> None:
 
 
 def _keeper(folder: Path, engine: Any, stack: ExitStack) -> tuple[Any, Callable[[str, str], Any]]:
-    from nri_dranet.api.resolve import ConfigSource, resolve  # noqa: PLC0415 - inside the namespaces only
-    from nri_dranet.attach.snapshot import take_snapshot  # noqa: PLC0415 - the same
-    from nri_dranet.claims.allocation import AllocationResult  # noqa: PLC0415 - the same
+    from nri_dranet.attach.snapshot import take_snapshot  # noqa: PLC0415 - inside the namespaces only
+    from nri_dranet.claims.allocation import AllocatedConfig, AllocationResult, Claim  # noqa: PLC0415 - the same
     from nri_dranet.claims.model import ClaimRef, PodRef  # noqa: PLC0415 - the same
-    from nri_dranet.claims.plan import ClaimPlan  # noqa: PLC0415 - the same
-    from nri_dranet.dra.planner import DeviceFactsIn, plan_device  # noqa: PLC0415 - the same
+    from nri_dranet.claims.plan import ClaimPlan  # noqa: PLC0415, TC001 - the same
+    from nri_dranet.dra.planner import DeviceFactsIn, plan_claim  # noqa: PLC0415 - the same
     from nri_dranet.netlink.sockets import RtnlSocket  # noqa: PLC0415 - the same
     from nri_dranet.observe.pods import PodObserver  # noqa: PLC0415 - the same
     from nri_dranet.receipt.receipts import Receipts  # noqa: PLC0415 - the same
@@ -217,16 +216,23 @@ def _keeper(folder: Path, engine: Any, stack: ExitStack) -> tuple[Any, Callable[
     )
     host = stack.enter_context(RtnlSocket())
     result = AllocationResult("nic", "dra.net", "node", "bench0")
-    resolved = resolve([ConfigSource("bench", CONFIG)])
 
     def plan(claim: str, pod: str) -> ClaimPlan:
         link = host.link(name="bench0")
         if link is None:
             raise RuntimeError("bench0 is not on the host")
         state = take_snapshot(host, link.index)
-        device = plan_device(result, resolved, DeviceFactsIn(name="bench0", link=link), state)
-        pods = (PodRef("default", "p", pod),)
-        return ClaimPlan(ref=ClaimRef("default", "c", claim), allocation_hash="h", devices=(device,), pods=pods)
+        asked = Claim(
+            ref=ClaimRef("default", "c", claim),
+            allocated=True,
+            results=(result,),
+            configs=(AllocatedConfig(0, "FromClaim", (), "dra.net", CONFIG),),
+            pods=(PodRef("default", "p", pod),),
+            other_consumers=(),
+            node_name=None,
+            pod_claim_name=None,
+        )
+        return plan_claim(asked, "dra.net", {"bench0": DeviceFactsIn(name="bench0", link=link)}, {"bench0": state})
 
     return keeper, plan
 

@@ -29,7 +29,6 @@ _TYPES = {
     "model_type": "must be an object",
     "missing": "must be given",
 }
-_SILENT = {"missing", "too_long", "model_type", "dict_type", "tuple_type"}
 _OLD_NAMES = {("neighbors", "ipAddress"): "destination"}
 
 

@@ -69,8 +69,6 @@ class Claim:
     other_consumers: tuple[str, ...]
     node_name: str | None
     pod_claim_name: str | None
-    devices: tuple[Mapping[str, Any], ...]
-    resource_version: str
 
     def results_of(self, driver: str) -> tuple[AllocationResult, ...]:
         """The results that belong to ``driver``, in the order of the allocation."""
@@ -114,8 +112,6 @@ def parse_claim(raw: Mapping[str, Any]) -> Claim:
         other_consumers=tuple(others),
         node_name=_node_name(allocation) if isinstance(allocation, Mapping) else None,
         pod_claim_name=_object(meta, "annotations").get(POD_CLAIM_NAME),
-        devices=tuple(_items(status, "devices")),
-        resource_version=str(meta.get("resourceVersion", "")),
     )
 
 

@@ -136,11 +136,29 @@ class RdmaPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceLimits:
+    """What bounds a device's settings beside its link, as it was at Prepare: nobody can read it while it is in a pod.
+
+    Attributes:
+        virtual_function: It is an SR-IOV virtual function.
+        pf_mtu: The MTU of the physical function that it belongs to, where that is known.
+        lower: The interface that it sits on (the parent of a macvlan or VLAN), where that is known.
+        fixed_features: ethtool features that it cannot change, and their values; None: they were not asked for.
+    """
+
+    virtual_function: bool = False
+    pf_mtu: int | None = None
+    lower: Link | None = None
+    fixed_features: dict[str, bool] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DevicePlan:
     """One device of a claim: which, what to do with it, how it was, how it shall be.
 
     ``published`` is the device entry of the ResourceSlice at Prepare (name, attributes, capacity), kept so that the
-    device stays published while it is in a pod. ``receipt_id`` is the CDI device ID that Prepare answered.
+    device stays published while it is in a pod. ``limits`` are kept for the plan of the claim's next allocation, which
+    is made while the device is still in the former pod. ``receipt_id`` is the CDI device ID that Prepare answered.
     """
 
     key: DeviceKey
@@ -151,6 +169,7 @@ class DevicePlan:
     rdma: RdmaPlan | None = None
     pci_address: str | None = None
     published: dict[str, Any] = field(default_factory=dict)
+    limits: DeviceLimits = field(default_factory=DeviceLimits)
     receipt_id: str = ""
 
     @property

@@ -86,7 +86,7 @@ class HeldClaims:
                 return
             try:
                 self._match()
-            except Exception:
+            except Exception:  # the thread must live: it is tried again after PERIOD
                 LOG.exception("the held claims cannot be followed now")
 
     def _match(self) -> None:
@@ -121,5 +121,5 @@ class HeldClaims:
             each.gone = claim is None
             try:
                 self._on_claim(each.ref, claim)
-            except Exception:
+            except Exception:  # the claim's watch must live on: the next change may be taken in
                 LOG.exception("a change of a held claim was not taken in", extra=fields(claim=each.ref.uid))

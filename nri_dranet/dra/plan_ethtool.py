@@ -114,14 +114,15 @@ KERNEL_FEATURES = frozenset(
 
 
 def plan_features(
-    ethtool: Ethtool, changeable: Mapping[str, bool], fixed: Mapping[str, bool], problems: Problems
+    ethtool: Ethtool, changeable: Mapping[str, bool], fixed: Mapping[str, bool] | None, problems: Problems
 ) -> dict[str, bool]:
     """Return the features to set, by the kernel's names; a name of the kernel wins over an alias that has it too.
 
     Args:
         ethtool: the configuration.
         changeable: the features that the device can change.
-        fixed: the features that it cannot change and their values, as far as known.
+        fixed: the features that it cannot change and their values; None: they could not be asked for, since the device
+            is in a pod whose claim sets no features.
         problems: takes the names that are unknown, cannot be changed, or contradict each other.
     """
     if ethtool.features and not changeable and not fixed:
@@ -129,14 +130,26 @@ def plan_features(
         return {}
     wanted: dict[str, bool] = {}
     asked_by: dict[str, str] = {}
-    known = KERNEL_FEATURES | changeable.keys() | fixed.keys()
+    known = KERNEL_FEATURES | changeable.keys() | (fixed or {}).keys()
     names = sorted(ethtool.features.items(), key=lambda item: item[0] not in ALIASES or item[0] in changeable)
     for name, on in names:
         where = ("ethtool", "features", name)
         pattern = name if name in known else ALIASES.get(name, "")
         found = [feature for feature in changeable if fnmatchcase(feature, pattern)] if pattern else []
         if not pattern:
-            problems.field(where, on, "is no feature that ethtool or the kernel knows")
+            problems.field(
+                where,
+                on,
+                f"is no feature that ethtool or the kernel knows; the device can change {_list(changeable)}, "
+                f"and aliases are {', '.join(ALIASES)}",
+            )
+        elif not found and fixed is None:
+            problems.field(
+                where,
+                on,
+                f"is not known to be so on this device, which is still in another pod and can change "
+                f"{_list(changeable)}; it can be told once that pod has ended",
+            )
         elif not found and not _is_so(pattern, on, fixed):
             verb = "on" if on else "off"
             problems.field(where, on, f"cannot be switched {verb} on this device, which can change {_list(changeable)}")
@@ -148,9 +161,9 @@ def plan_features(
     return wanted
 
 
-def _is_so(pattern: str, on: bool, fixed: Mapping[str, bool]) -> bool:
+def _is_so(pattern: str, on: bool, fixed: Mapping[str, bool] | None) -> bool:
     """Tell whether what cannot be changed is as it is wanted; a feature that the device has not is off."""
-    values = [value for feature, value in fixed.items() if fnmatchcase(feature, pattern)]
+    values = [value for feature, value in (fixed or {}).items() if fnmatchcase(feature, pattern)]
     return any(values) if on else not any(values)
 
 

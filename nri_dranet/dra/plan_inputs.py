@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from nri_dranet.attach.snapshot import take_snapshot
 from nri_dranet.bpf import pinned_links
+from nri_dranet.claims.plan import DeviceKind, DeviceLimits
 from nri_dranet.dra.plan_model import DeviceFactsIn, NodeFacts
 from nri_dranet.netlink.codec import NetlinkError
 from nri_dranet.netlink.ethtool import Ethtool
@@ -142,10 +144,12 @@ class PlanInputs:
         return NodeFacts(rules=rules, rdma_exclusive=self._hardware.rdma_exclusive())
 
     def _held(self, name: str) -> DevicePlan | None:
-        """The plan of a device that is in a pod, or on its way."""
+        """The plan of a device that is in a pod, or on its way; a shared one stays on the host."""
         for record in self._journal.of_device(name):
             if record.holder is not None:
-                return next((device for device in record.plan.devices if device.key.device == name), None)
+                for device in record.plan.devices:
+                    if device.key.device == name and device.kind is not DeviceKind.CHILD:
+                        return device
         return None
 
     def _describe(
@@ -164,10 +168,12 @@ class PlanInputs:
             char_devices=self._hardware.char_devices(known.rdma) if known.rdma else (),
             published=known.entry(),
             refused=known.refused,
-            virtual_function=virtual,
-            pf_mtu=self._hardware.pf_mtu(link) if virtual and link is not None else None,
-            lower=lower,
-            fixed_features=eyes.fixed_features(link.index) if fixed and link is not None else {},
+            limits=DeviceLimits(
+                virtual_function=virtual,
+                pf_mtu=self._hardware.pf_mtu(link) if virtual and link is not None else None,
+                lower=lower,
+                fixed_features=eyes.fixed_features(link.index) if fixed and link is not None else None,
+            ),
             pinned_bpf_links=(
                 tuple(
                     pin.link.id for pin in pinned_links(link.index, self._bpf_root, xdp_program_id=link.xdp_program_id)
@@ -216,10 +222,16 @@ class _Eyes:
         self.ethtool.close()
 
     def fixed_features(self, index: int) -> dict[str, bool]:
-        """Return the ethtool features that an interface cannot change, and their values."""
+        """Return the ethtool features that an interface cannot change, and their values; none where it tells none.
+
+        Raises:
+            NetlinkError: the kernel refuses.
+        """
         try:
             found = self.ethtool.features(index)
-        except NetlinkError:
+        except NetlinkError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
             return {}
         return {name: feature.active for name, feature in found.items() if not feature.changeable}
 
@@ -231,12 +243,13 @@ def _snapshot(eyes: _Eyes, link: Link | None) -> HostState | None:
     try:
         return take_snapshot(eyes.host, link.index, ethtool=eyes.ethtool)
     except NetlinkError as error:
-        if error.errno == 19:
+        if error.errno == errno.ENODEV:
             return None
         raise
 
 
 def _of_plan(plan: DevicePlan) -> tuple[DeviceFactsIn, HostState | None]:
+    """Describe a device that is in a pod as it was when that pod's plan was made."""
     described = DeviceFactsIn(
         name=plan.key.device,
         link=plan.host.link if plan.host else None,
@@ -244,6 +257,9 @@ def _of_plan(plan: DevicePlan) -> tuple[DeviceFactsIn, HostState | None]:
         rdma=plan.rdma.link if plan.rdma else None,
         char_devices=plan.rdma.char_devices if plan.rdma else (),
         published=plan.published,
+        limits=plan.limits,
+        # Pins that nobody looked for are told at attach, which verifies that no program is left.
+        pinned_bpf_links=plan.pod.pinned_bpf_links if plan.pod else (),
     )
     return described, plan.host
 

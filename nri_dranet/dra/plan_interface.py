@@ -80,7 +80,7 @@ def plan_interface(
         neighbours=tuple(plan_routes.neighbours(config, replace(host, neighbours=()) if child else host)),
         sysctls=_sysctls(interface),
         namespace_sysctls=dict.fromkeys(_L3MDEV_SYSCTLS, "1") if vrf else {},
-        features=plan_features(ethtool, host.features, device.fixed_features, problems) if ethtool else {},
+        features=plan_features(ethtool, host.features, device.limits.fixed_features, problems) if ethtool else {},
         private_flags=plan_private_flags(ethtool, host.private_flags, problems) if ethtool else {},
         vrf=vrf,
         sub_interface=child,
@@ -157,7 +157,7 @@ def _copied_address(address: Address, host_name: str, name: str) -> Address:
 def _check_mtu(
     interface: Interface, device: DeviceFactsIn, link: Link, addresses: tuple[Address, ...], problems: Problems
 ) -> None:
-    mtu, where = interface.mtu, ("interface", "mtu")
+    mtu, where, limits = interface.mtu, ("interface", "mtu"), device.limits
     six = any(address.family == AF_INET6 for address in addresses)
     if mtu is None:
         if six and interface.addresses and 0 < link.mtu < IPV6_MIN_MTU:
@@ -169,13 +169,13 @@ def _check_mtu(
     if mtu < link.min_mtu or mtu > most:
         high = link.max_mtu or "any"
         problems.field(where, mtu, f"must be {link.min_mtu} to {high}, the limits of the device")
-    elif device.virtual_function and device.pf_mtu is None:
+    elif limits.virtual_function and limits.pf_mtu is None:
         problems.field(where, mtu, "cannot be set: the MTU of the physical function, which bounds it, is not known now")
-    elif device.pf_mtu is not None and mtu > device.pf_mtu:
-        problems.field(where, mtu, f"must be at most {device.pf_mtu}, the MTU of the device's physical function")
-    elif device.lower is not None and link.kind in _WITHIN_LOWER and 0 < device.lower.mtu < mtu:
+    elif limits.pf_mtu is not None and mtu > limits.pf_mtu:
+        problems.field(where, mtu, f"must be at most {limits.pf_mtu}, the MTU of the device's physical function")
+    elif limits.lower is not None and link.kind in _WITHIN_LOWER and 0 < limits.lower.mtu < mtu:
         problems.field(
-            where, mtu, f"must be at most {device.lower.mtu}, the MTU of {device.lower.name}, which {link.name} sits on"
+            where, mtu, f"must be at most {limits.lower.mtu}, the MTU of {limits.lower.name}, which {link.name} sits on"
         )
     elif device.shared and 0 < link.mtu < mtu:
         problems.field(where, mtu, f"must be at most {link.mtu}, the MTU of the shared device")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from nri_dranet.api.errors import ConfigError, FieldError, show, show_path
+from nri_dranet.claims.plan import DeviceLimits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,11 +29,8 @@ class DeviceFactsIn:
         char_devices: The character devices of the RDMA link.
         published: Its entry in the ResourceSlice.
         refused: Why it may not be given to a pod, in words; empty: it may.
-        virtual_function: It is an SR-IOV virtual function.
-        pf_mtu: The MTU of the physical function that it belongs to, where that is known.
-        lower: The interface that it sits on (the parent of a macvlan or VLAN), where that is known.
+        limits: What bounds its settings beside its link.
         shared: It is published with ``allowMultipleAllocations``: pods get children of it, it stays.
-        fixed_features: ethtool features that it cannot change, and their values; empty where that was not asked.
         pinned_bpf_links: Ids of the BPF links on it that are pinned in a BPF file system.
     """
 
@@ -43,11 +41,8 @@ class DeviceFactsIn:
     char_devices: tuple[CharDevice, ...] = ()
     published: Mapping[str, Any] = field(default_factory=dict)
     refused: str = ""
-    virtual_function: bool = False
-    pf_mtu: int | None = None
-    lower: Link | None = None
+    limits: DeviceLimits = field(default_factory=DeviceLimits)
     shared: bool = False
-    fixed_features: Mapping[str, bool] = field(default_factory=dict)
     pinned_bpf_links: tuple[int, ...] = ()
 
 

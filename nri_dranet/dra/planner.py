@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nri_dranet.api.errors import ConfigError, FieldError
 from nri_dranet.api.resolve import ConfigSource, Resolved, given, resolve
-from nri_dranet.claims.plan import ClaimPlan, DeviceKind, DevicePlan, RdmaPlan
+from nri_dranet.claims.plan import ClaimPlan, DeviceKind, DeviceLimits, DevicePlan, RdmaPlan
 from nri_dranet.dra import plan_collisions
 from nri_dranet.dra.plan_collisions import Planned
 from nri_dranet.dra.plan_interface import plan_interface
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from nri_dranet.claims.allocation import AllocatedConfig, AllocationResult, Claim
     from nri_dranet.claims.plan import HostState
 
-__all__ = ["DeviceFactsIn", "NodeFacts", "PlanError", "config_sources", "plan_claim", "plan_device", "resolve_for"]
+__all__ = ["DeviceFactsIn", "NodeFacts", "PlanError", "config_sources", "plan_claim"]
 
 FROM_CLASS = "FromClass"
 """``AllocationConfigSourceClass`` of ``resource.k8s.io/v1``."""
@@ -60,15 +60,6 @@ def config_sources(claim: Claim, result: AllocationResult) -> list[ConfigSource]
 def _origin(config: AllocatedConfig) -> str:
     source = "device class" if config.source == FROM_CLASS else "claim"
     return f"{source}, config[{config.position}] of the allocation"
-
-
-def resolve_for(claim: Claim, result: AllocationResult) -> Resolved:
-    """Return the merged configuration of one result of a claim.
-
-    Raises:
-        ConfigError: with every problem of every configuration that applies.
-    """
-    return resolve(config_sources(claim, result))
 
 
 def plan_claim(
@@ -134,31 +125,6 @@ def plan_claim(
     )
 
 
-def plan_device(
-    result: AllocationResult,
-    resolved: Resolved,
-    device: DeviceFactsIn | None,
-    host: HostState | None,
-    node: NodeFacts | None = None,
-) -> DevicePlan:
-    """Plan one device by itself.
-
-    Args:
-        result: the allocation of the device.
-        resolved: its merged configuration.
-        device: what the inventory knows of it; None: nothing.
-        host: how its interface is on the host; None: it has none, or it is not there.
-        node: the node's policy rules and RDMA mode.
-
-    Raises:
-        PlanError: with every problem.
-    """
-    draft = _plan(result, resolved, device, host, node or NodeFacts())
-    if draft.problems.errors:
-        raise PlanError(draft.problems.errors)
-    return draft.plan
-
-
 @dataclass(frozen=True, slots=True)
 class _Draft:
     plan: DevicePlan
@@ -178,6 +144,7 @@ def _plan(
         rdma=_rdma(kind, device, node),
         pci_address=device.pci_address if device else None,
         published=dict(device.published) if device else {},
+        limits=device.limits if device else DeviceLimits(),
     )
     _check_device(result, device, kind, problems)
     if device is None or kind is DeviceKind.ADMIN:

@@ -119,7 +119,7 @@ class DraServicer:
                 return await asyncio.get_running_loop().run_in_executor(self._pool, call, ref), ""
         except PrepareError as error:
             return None, _clean(str(error) or "refused")
-        except Exception as error:
+        except Exception as error:  # each claim must have its answer: without one kubelet refuses those of the others
             LOG.exception("a claim failed unexpectedly", extra=fields(claim=ref.uid, name=ref))
             return None, _clean(f"claim {ref}: internal error: {type(error).__name__}: {error}")
         finally:

@@ -272,7 +272,7 @@ class SlicePublisher:
             except ApiError as error:
                 self._failed(f"the API server does not take the slices: {error}", error)
                 seconds = error.retry_after or pause * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
-            except Exception as error:
+            except Exception as error:  # the publisher must live: it is tried again, and readiness tells of it
                 LOG.exception("publishing failed unexpectedly")
                 self._failed(f"publishing failed unexpectedly: {error!r}", None)
                 seconds = pause

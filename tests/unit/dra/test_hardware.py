@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+import errno
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from nri_dranet.dra.hardware import DEFAULT_MODE, Hardware
+from nri_dranet.netlink.codec import NetlinkError
 from nri_dranet.netlink.model import Link
+from nri_dranet.netlink.nldev import RdmaSocket
 from nri_dranet.sysfs import Sysfs
 
 if TYPE_CHECKING:
@@ -49,6 +53,20 @@ def test_character_devices_have_the_numbers_of_now(root: Path) -> None:
     assert (device.path, device.major, device.minor) == ("/dev/infiniband/uverbs0", 231, 192)
     assert device.mode in (DEFAULT_MODE, 0o666)
     assert Hardware(Sysfs(root), list).char_devices("mlx5_9") == ()
+
+
+def test_rdma_that_does_not_tell_its_mode_is_no_answer(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Taken for shared mode, a device would be left behind on the host."""
+
+    class Silent(contextlib.nullcontext[Any]):
+        def netns_mode(self) -> None:
+            raise NetlinkError(errno.EIO, "get the mode")
+
+    silent = Silent()
+    silent.enter_result = silent
+    monkeypatch.setattr(RdmaSocket, "open", lambda: silent)
+    with pytest.raises(OSError, match="get the mode"):
+        Hardware(Sysfs(root), list).rdma_exclusive()
 
 
 def test_a_kernel_without_rdma_is_not_exclusive(root: Path) -> None:

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nri_dranet.api.errors import ConfigError
-from nri_dranet.api.resolve import ConfigSource, resolve
-from nri_dranet.claims.allocation import AllocationResult
-from nri_dranet.claims.plan import HostState, PodState, VrfPlan
-from nri_dranet.dra.planner import DeviceFactsIn, PlanError, plan_device
+from nri_dranet.claims.allocation import AllocatedConfig, AllocationResult, Claim
+from nri_dranet.claims.model import ClaimRef
+from nri_dranet.claims.plan import DeviceLimits, DevicePlan, HostState, PodState, VrfPlan
+from nri_dranet.dra.planner import DeviceFactsIn, PlanError, plan_claim
 from nri_dranet.netlink.model import FOREVER, Address, Link, Neighbour
 
 RESULT = AllocationResult("req", "dra.net", "node", "ens5")
@@ -33,12 +33,30 @@ def link(**fields: Any) -> Link:
     return Link(**(base | fields))
 
 
+def plan_one(parameters: Any, device: DeviceFactsIn, host: HostState | None) -> DevicePlan:
+    """Plan a claim of one device with one configuration."""
+    claim = Claim(
+        ref=ClaimRef("ns", "c", "u"),
+        allocated=True,
+        results=(RESULT,),
+        configs=(AllocatedConfig(0, "FromClaim", (), "dra.net", parameters),),
+        pods=(),
+        other_consumers=(),
+        node_name=None,
+        pod_claim_name=None,
+    )
+    return plan_claim(claim, "dra.net", {"ens5": device}, {"ens5": host} if host else {}).devices[0]
+
+
+LIMITS = {"virtual_function", "pf_mtu", "lower", "fixed_features"}
+
+
 def plan(parameters: Any, *, link_fields: dict[str, Any] | None = None, host: Any = None, **facts: Any) -> PodState:
     """Plan one interface with one configuration."""
     own = link(**(link_fields or {}))
-    device = DeviceFactsIn(name="ens5", link=own, **facts)
-    resolved = resolve([ConfigSource("claim", parameters)])
-    found = plan_device(RESULT, resolved, device, HostState(link=own, **(host or {})))
+    limits = {name: facts.pop(name) for name in LIMITS & facts.keys()}
+    device = DeviceFactsIn(name="ens5", link=own, limits=DeviceLimits(**limits), **facts)
+    found = plan_one(parameters, device, HostState(link=own, **(host or {})))
     assert found.pod is not None
     return found.pod
 
@@ -373,6 +391,15 @@ def test_features_that_cannot_be_so_are_refused(wanted: dict[str, bool], words: 
     assert words in str(caught.value)
 
 
+def test_features_that_were_not_asked_for_are_refused() -> None:
+    """Of a device in another pod only those are known that can be changed: nothing is taken for switched off."""
+    words = refused(features(lro=False), host={"features": CHANGEABLE})
+    assert words.startswith(
+        "ethtool.features.lro: false: is not known to be so on this device, which is still in anoth"
+    )
+    assert plan(features(gro=True), host={"features": CHANGEABLE}).features == {"rx-gro": True}
+
+
 def test_features_of_a_device_that_tells_none_are_refused() -> None:
     """Where the device did not tell its features nothing is assumed."""
     assert refused(features(tso=False)).startswith("ethtool.features: : cannot be set: the device did not tell")
@@ -445,7 +472,7 @@ def test_any_valid_configuration_is_planned_or_refused_in_words(
     device = DeviceFactsIn(name="ens5", link=own, shared=shared and interface, rdma="mlx5_0")
     state = HostState(link=own, addresses=(Address(**V4),), features=CHANGEABLE) if own and host else None
     try:
-        found = plan_device(RESULT, resolve([ConfigSource("claim", document)]), device, state)
+        found = plan_one(document, device, state)
     except ConfigError as error:
         shown = str(error)
     else:

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nri_dranet.api.resolve import ConfigSource, resolve
-from nri_dranet.claims.allocation import AllocationResult
+from nri_dranet.claims.allocation import AllocatedConfig, AllocationResult, Claim
+from nri_dranet.claims.model import ClaimRef
 from nri_dranet.claims.plan import HostState, PodState
-from nri_dranet.dra.planner import DeviceFactsIn, NodeFacts, PlanError, plan_device
+from nri_dranet.dra.planner import DeviceFactsIn, NodeFacts, PlanError, plan_claim
 from nri_dranet.netlink.model import Address, Link, NextHop, Route, Rule
 
 RESULT = AllocationResult("req", "dra.net", "node", "ens5")
@@ -39,13 +39,19 @@ def plan(
     rules: tuple[Rule, ...] = (),
 ) -> PodState:
     """Plan one interface with routes of the host."""
-    found = plan_device(
-        RESULT,
-        resolve([ConfigSource("claim", parameters)]),
-        DeviceFactsIn(name="ens5", link=LINK),
-        HostState(link=LINK, addresses=addresses, routes=routes),
-        NodeFacts(rules=rules),
+    claim = Claim(
+        ref=ClaimRef("ns", "c", "u"),
+        allocated=True,
+        results=(RESULT,),
+        configs=(AllocatedConfig(0, "FromClaim", (), "dra.net", parameters),),
+        pods=(),
+        other_consumers=(),
+        node_name=None,
+        pod_claim_name=None,
     )
+    devices = {"ens5": DeviceFactsIn(name="ens5", link=LINK)}
+    hosts = {"ens5": HostState(link=LINK, addresses=addresses, routes=routes)}
+    (found,) = plan_claim(claim, "dra.net", devices, hosts, node=NodeFacts(rules=rules)).devices
     assert found.pod is not None
     return found.pod
 

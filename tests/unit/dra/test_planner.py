@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from nri_dranet.api.resolve import resolve
 from nri_dranet.claims.allocation import AllocatedConfig, AllocationResult, Claim, parse_claim
 from nri_dranet.claims.codec import from_json, to_json
 from nri_dranet.claims.plan import CharDevice, ClaimPlan, DeviceKind, HostState, RdmaPlan, SubInterface
@@ -15,8 +16,6 @@ from nri_dranet.dra.planner import (
     PlanError,
     config_sources,
     plan_claim,
-    plan_device,
-    resolve_for,
 )
 from nri_dranet.netlink.model import Address, Link, Route, Rule
 
@@ -152,7 +151,7 @@ def configured(node: Node, device: str) -> Any:
     """Return the MTU that the configuration of a device says."""
     claim = node.claim
     (result,) = [result for result in claim.results if result.device == device]
-    return resolve_for(claim, result).config.interface.mtu
+    return resolve(config_sources(claim, result)).config.interface.mtu
 
 
 def test_class_then_claim_then_request(node: Node) -> None:
@@ -267,17 +266,6 @@ def test_errors_beyond_the_limit_are_counted(node: Node) -> None:
     with pytest.raises(PlanError) as caught:
         node.plan()
     assert str(caught.value).endswith("and 10 more")
-
-
-def test_plan_device_alone(node: Node) -> None:
-    """One device can be planned by itself; its problems come as one error."""
-    node.device("ens5")
-    result = node.claim.results[0]
-    resolved = resolve_for(node.claim, result)
-    plan = plan_device(result, resolved, node.devices["ens5"], node.hosts["ens5"])
-    assert plan == node.plan().devices[0]
-    with pytest.raises(PlanError, match="device ens5: is not on this node"):
-        plan_device(result, resolved, None, None)
 
 
 # ---- kinds
@@ -570,7 +558,5 @@ def test_results_and_configs_may_be_built_by_hand() -> None:
         other_consumers=(),
         node_name=None,
         pod_claim_name=None,
-        devices=(),
-        resource_version="1",
     )
     assert [source.origin for source in config_sources(claim, result)] == ["claim, config[3] of the allocation"]
