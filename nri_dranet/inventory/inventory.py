@@ -122,9 +122,9 @@ class Inventory:
         changed = False
         with self._lock:
             found = self._known(name)
-            if found is None and not self._stop.is_set() and (touched := self._fetch(name)):
-                touched |= self._state.recompute_uplinks()
-                changed = self._state.rebuild(touched)
+            if found is None and not self._stop.is_set():
+                self._fetch(name)
+                changed = self._state.rebuild()
                 found = self._known(name)
         if changed:
             self._tell()
@@ -156,7 +156,7 @@ class Inventory:
         """Tell which addresses are the node's: the interface that carries one is never given away."""
         with self._lock:
             self._state.node_addresses_changed(addresses)
-            changed = self._state.rebuild(self._state.recompute_uplinks())
+            changed = self._state.rebuild()
         if changed:
             self._tell()
 
@@ -172,29 +172,26 @@ class Inventory:
             if held == state.held or self._stop.is_set():
                 return
             home = {name: entry for name, entry in state.held.items() if name not in held}
-            touched = state.held_changed(held)
+            state.held_changed(held)
             for name, entry in home.items():
                 if name not in state.devices:
-                    touched |= self._fetch((entry.get("attributes", {}).get("dra.net/ifName") or {}).get("string", ""))
-            touched |= state.recompute_uplinks()
-            changed = state.rebuild(touched)
+                    self._fetch((entry.get("attributes", {}).get("dra.net/ifName") or {}).get("string", ""))
+            changed = state.rebuild()
         if changed:
             self._tell()
 
-    def _fetch(self, name: str) -> set[int]:
+    def _fetch(self, name: str) -> None:
         """Take one interface in that should be on the node again; its events, which come later, say nothing new."""
         try:
             link = self._socket.link(name=name) if 0 < len(name.encode()) <= _MAX_INTERFACE_NAME else None
             if link is None:
-                return set()
-            touched = self._state.link_changed(link)
+                return
+            self._state.link_changed(link)
             for address in self._socket.addresses(link.index):
-                touched |= self._state.address_changed(address, gone=False)
+                self._state.address_changed(address, gone=False)
         except OSError as error:
             # It was there a moment ago; the events say what became of it.
             LOG.debug("an interface that came home cannot be read", extra=fields(interface=name, error=error))
-            return set()
-        return touched
 
     def subscribe(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called after each change of a device. It must not block."""
@@ -267,24 +264,21 @@ class Inventory:
             return
         state = self._state
         with self._lock:
-            touched, links, routes = self._apply(events)
+            links, routes = self._apply(events)
             if routes:
                 self._read_defaults()
             for index in links & state.links.keys() - programs:
-                found = self._scout.tcx_of(index, state.programs.get(index, NO_PROGRAMS))
-                touched |= state.programs_changed(index, found)
+                state.programs_changed(index, self._scout.tcx_of(index, state.programs.get(index, NO_PROGRAMS)))
             for index in programs & state.links.keys():
-                touched |= state.programs_changed(index, self._scout.of(index))
-            touched |= state.recompute_uplinks()
-            changed = state.rebuild(touched)
+                state.programs_changed(index, self._scout.of(index, state.programs.get(index, NO_PROGRAMS)))
+            changed = state.rebuild()
             metrics.INVENTORY_DEVICES.set(len(state.devices))
         if changed:
             self._tell()
 
-    def _apply(self, events: list[Event]) -> tuple[set[int], set[int], bool]:
-        """Take events in; returns the interfaces they concern, those that changed themselves, whether routes did."""
+    def _apply(self, events: list[Event]) -> tuple[set[int], bool]:
+        """Take events in; returns the interfaces that changed themselves, and whether routes did."""
         state = self._state
-        touched: set[int] = set()
         links: set[int] = set()
         routes = False
         for place, event in enumerate(events, 1):
@@ -294,14 +288,17 @@ class Inventory:
             metrics.INVENTORY_EVENTS.labels(event.kind).inc()
             if isinstance(thing, Link):
                 links.add(thing.index)
-                touched |= state.link_gone(thing.index) if event.gone else state.link_changed(thing)
+                if event.gone:
+                    state.link_gone(thing.index)
+                else:
+                    state.link_changed(thing)
                 # IPv4 routes of a link that goes down vanish without an event.
                 routes = routes or thing.index in state.needed
             elif isinstance(thing, Address):
-                touched |= state.address_changed(thing, gone=event.gone)
+                state.address_changed(thing, gone=event.gone)
             elif isinstance(thing, Route):
                 routes = routes or is_default(thing)
-        return touched, links, routes
+        return links, routes
 
     def _scan_now(self, cause: str) -> None:
         """Scan everything, on the inventory's own thread."""
@@ -309,11 +306,9 @@ class Inventory:
         # Only this thread takes events in, so that none newer than the dumps can have been.
         with self._lock:
             changed = self._scan(cause, hardware=True)
-            found = self._scout.all(list(self._state.links))
-            touched: set[int] = set()
-            for index in self._state.links:
-                touched |= self._state.programs_changed(index, found.get(index, NO_PROGRAMS))
-            changed = self._state.rebuild(touched) or changed
+            for index, found in self._scout.all(self._state.links, self._state.programs).items():
+                self._state.programs_changed(index, found)
+            changed = self._state.rebuild() or changed
         self._next_scan = time.monotonic() + self._max_interval
         self._scanned.set()
         if changed:
@@ -329,17 +324,15 @@ class Inventory:
 
     def _scan(self, cause: str, *, hardware: bool) -> bool:
         metrics.INVENTORY_RESYNCS.labels(cause).inc()
-        touched: set[int] = set()
         if hardware:
             self._hardware.look()
         # The first scan has nothing to compare with, and its cost is part of the start.
         cache = self._cache if self._scanned.is_set() else None
-        touched |= self._state.replace(self._socket.iter_links(cache), self._socket.addresses())
+        self._state.replace(self._socket.iter_links(cache), self._socket.addresses())
         if hardware:
-            touched |= self._state.hardware_changed()
+            self._state.hardware_changed()
         self._read_defaults()
-        touched |= self._state.recompute_uplinks()
-        changed = self._state.rebuild(touched)
+        changed = self._state.rebuild()
         metrics.INVENTORY_DEVICES.set(len(self._state.devices))
         self._last_scan = time.monotonic()
         return changed

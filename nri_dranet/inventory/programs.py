@@ -7,7 +7,6 @@ new or changes, and with the slow scan. Source of the facts: ``linux/rtnetlink.h
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import logging
@@ -26,7 +25,7 @@ from nri_dranet.netlink.transport import KernelSocket, open_socket
 from nri_dranet.telemetry.logs import fields
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
 LOG = logging.getLogger(__name__)
 
@@ -45,6 +44,8 @@ _TCA_BPF_NAME: Final = 7
 _INGRESS: Final = 0xFFFF_FFF2
 _EGRESS: Final = 0xFFFF_FFF3
 _FILTER_QDISCS: Final = frozenset({"clsact", "ingress"})
+# A kernel without traffic control, or an interface that is gone or has no such place for filters.
+_NOTHING_THERE: Final = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV})
 
 _PROG_GET_FD_BY_ID: Final = 13
 _OBJ_GET_INFO_BY_FD: Final = 15
@@ -77,61 +78,71 @@ class ProgramScout:
         """Close the socket."""
         self._socket.close()
 
-    def all(self, indices: Iterable[int]) -> dict[int, Programs]:
-        """Give the programs of interfaces; those that have none are left out."""
+    def all(self, indices: Iterable[int], known: Mapping[int, Programs]) -> dict[int, Programs]:
+        """Give the programs of interfaces, by one dump; where the kernel does not tell, the filters that were known."""
         hooked = self._with_filters()
         found: dict[int, Programs] = {}
         for place, index in enumerate(indices):
             if place % _SLICE == 0:
                 breathe()
-            programs = self._of(index, hooked=index in hooked)
-            if programs != NO_PROGRAMS:
-                found[index] = programs
+            before = known.get(index, NO_PROGRAMS)
+            if hooked is None:
+                found[index] = self.tcx_of(index, before)
+            elif index in hooked:
+                found[index] = self.of(index, before)
+            else:
+                found[index] = self.tcx_of(index, NO_PROGRAMS)
         return found
 
-    def of(self, index: int) -> Programs:
-        """Give the programs of one interface; none for one that is gone."""
-        return self._of(index, hooked=True)
+    def of(self, index: int, known: Programs) -> Programs:
+        """Give the programs of one interface, none for one that is gone; the known filters if the kernel fails."""
+        filters = self._filters(index)
+        return self.tcx_of(index, known if filters is None else Programs(filters=filters))
 
     def tcx_of(self, index: int, filters: Programs) -> Programs:
         """Give the programs of an interface whose filters are known."""
         tcx = self._bpf.tcx_names(index)
+        if not filters.filters and not tcx:
+            return NO_PROGRAMS
         return Programs(filters=filters.filters, tcx=tcx) if tcx != filters.tcx else filters
 
-    def _of(self, index: int, *, hooked: bool) -> Programs:
-        filters = self._filters(index) if hooked else ()
-        tcx = self._bpf.tcx_names(index)
-        return Programs(filters=filters, tcx=tcx) if filters or tcx else NO_PROGRAMS
-
-    def _with_filters(self) -> set[int]:
-        """Give the interfaces that have a queueing discipline for filters, by one dump."""
+    def _with_filters(self) -> set[int] | None:
+        """Give the interfaces that have a queueing discipline for filters; None when the kernel fails to tell."""
         body = _TCMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
-        request = codec.Request(RTM_GETQDISC, codec.NLM_F_DUMP, body, "list queueing disciplines")
+        messages = self._list(codec.Request(RTM_GETQDISC, codec.NLM_F_DUMP, body, "list queueing disciplines"))
+        if messages is None:
+            return None
         found: set[int] = set()
-        try:
-            answer = self._socket.exchange((request,))[0]
-            if answer.error:
-                raise answer.error
-        except OSError as error:
-            # A kernel without traffic control has no filters.
-            LOG.debug("filters are not known", extra=fields(error=error))
-            return found
-        for message in answer.messages:
+        for message in messages:
             if message.type == RTM_NEWQDISC and len(message.body) >= _TCMSG.size:
                 kind = codec.string(codec.attributes(message.body, _TCMSG.size).get(_TCA_KIND, b""))
                 if kind in _FILTER_QDISCS:
                     found.add(_TCMSG.unpack_from(message.body)[1])
         return found
 
-    def _filters(self, index: int) -> tuple[str, ...]:
+    def _filters(self, index: int) -> tuple[str, ...] | None:
         names: set[str] = set()
         for parent in (_INGRESS, _EGRESS):
             body = _TCMSG.pack(socket.AF_UNSPEC, index, 0, parent, 0)
-            request = codec.Request(RTM_GETTFILTER, codec.NLM_F_DUMP, body, f"list the filters of interface {index}")
-            with contextlib.suppress(OSError):
-                # One that is gone, or whose filters do not tell, has none.
-                names |= {_filter_name(message.body) for message in self._socket.exchange((request,))[0].messages}
+            label = f"list the filters of interface {index}"
+            messages = self._list(codec.Request(RTM_GETTFILTER, codec.NLM_F_DUMP, body, label))
+            if messages is None:
+                return None
+            names |= {_filter_name(message.body) for message in messages}
         return tuple(sorted(name for name in names if name))
+
+    def _list(self, request: codec.Request) -> Sequence[codec.Message] | None:
+        """Ask for a dump; empty where there is nothing to list, None when the kernel failed."""
+        try:
+            answer = self._socket.exchange((request,))[0]
+            if answer.error:
+                raise answer.error
+        except OSError as error:
+            if error.errno in _NOTHING_THERE:
+                return ()
+            LOG.warning("filters cannot be listed, those known stay", extra=fields(what=request.label, error=error))
+            return None
+        return answer.messages
 
 
 class ProgramMonitor:
@@ -232,6 +243,7 @@ class _Bpf:
             if ctypes.get_errno() in {errno.EINVAL, errno.EPERM, errno.ENOSYS}:
                 # Before Linux 6.6 there is no TCX; without the capability nobody tells.
                 self._known = False
+                LOG.info("TCX programs are not published", extra=fields(reason=os.strerror(ctypes.get_errno())))
             return 0
         count: int = struct.unpack_from("=I", self._buffer, _COUNT_OFFSET)[0]
         return count

@@ -59,7 +59,11 @@ class Policy:
 
 @dataclass(slots=True)
 class NodeState:
-    """Links, addresses and routes of the node, and the devices made from them."""
+    """Links, addresses and routes of the node, and the devices made from them.
+
+    ``pending`` are the interfaces about which something new was told and whose devices were not made anew since. What
+    fails on the way to ``rebuild`` leaves them there, so that the next call makes up for it.
+    """
 
     hardware: Hardware
     policy: Policy
@@ -69,6 +73,8 @@ class NodeState:
     needed: dict[int, str] = field(default_factory=dict)
     devices: dict[str, Device] = field(default_factory=dict)
     held: dict[str, Published] = field(default_factory=dict)
+    pending: set[int] = field(default_factory=set)
+    _news: bool = False
     _ports: dict[int, set[int]] = field(default_factory=dict)
     _facts: dict[int, SysfsFacts] = field(default_factory=dict)
     _on_function: dict[str, set[int]] = field(default_factory=dict)
@@ -82,66 +88,70 @@ class NodeState:
     _name_of: dict[int, str] = field(default_factory=dict)
     _told: set[tuple[str, str]] = field(default_factory=set)
 
-    # ---- what the kernel tells; each returns the interfaces that it concerns
+    # ---- what the kernel tells
 
-    def link_changed(self, link: Link) -> set[int]:
-        """Take a link in."""
+    def link_changed(self, link: Link) -> None:
+        """Take a link in.
+
+        Raises:
+            OSError: sysfs cannot be read; nothing was taken in.
+        """
         index = link.index
         old = self.links.get(index)
         if old is link or old == link:
-            return set()
+            return
+        renamed = old is None or (old.name, old.kind) != (link.name, link.kind)
+        # The speed of hardware changes with its link.
+        if old is None or renamed or (self._facts[index].parent is not None and _linked(old) != _linked(link)):
+            self._learn(link)
         self.links[index] = link
-        touched = {index}
+        self.pending.add(index)
         if old is None or _place(old) != _place(link):
             self._topology_changed = True
             if old is not None:
                 self._ports.get(old.master, set()).discard(index)
             if link.master:
                 self._ports.setdefault(link.master, set()).add(index)
-        if old is None or (old.name, old.kind) != (link.name, link.kind):
-            touched |= self._ports.get(index, set())
-            touched |= self._learn(link)
-        elif self._facts[index].parent is not None and (old.operstate, old.carrier) != (link.operstate, link.carrier):
-            # The speed of hardware changes with its link.
-            touched |= self._learn(link)
-        return touched
+        if renamed:
+            self.pending |= self._ports.get(index, set())
 
-    def link_gone(self, index: int) -> set[int]:
+    def link_gone(self, index: int) -> None:
         """Take out a link that was removed or left the namespace."""
         link = self.links.pop(index, None)
         if link is None:
-            return set()
+            return
         self._topology_changed = True
         self.addresses.pop(index, None)
         self.programs.pop(index, None)
         self._carriers.pop(index, None)
         self._ports.get(link.master, set()).discard(index)
-        return {index} | self._ports.pop(index, set()) | self._forget(index)
+        self.pending |= {index} | self._ports.pop(index, set())
+        self._forget(index)
 
-    def address_changed(self, address: Address, *, gone: bool) -> set[int]:
+    def address_changed(self, address: Address, *, gone: bool) -> None:
         """Take an address in or out."""
         index = address.index
         if index not in self.links:
-            return set()
+            return
         known = self.addresses.setdefault(index, {})
         if gone:
             known.pop(address.cidr, None)
         elif known.get(address.cidr) == address:
-            return set()
+            return
         else:
             known[address.cidr] = address
         self._find_carrier(index)
-        return {index}
+        self.pending.add(index)
 
-    def programs_changed(self, index: int, programs: Programs) -> set[int]:
+    def programs_changed(self, index: int, programs: Programs) -> None:
         """Take in the programs of an interface."""
         if index not in self.links or self.programs.get(index, NO_PROGRAMS) == programs:
-            return set()
+            return
         if programs == NO_PROGRAMS:
             del self.programs[index]
         else:
             self.programs[index] = programs
-        return {index}
+        self.pending.add(index)
 
     def defaults_changed(self, defaults: dict[int, str]) -> None:
         """Take in which interfaces default routes leave by, and why."""
@@ -149,31 +159,36 @@ class NodeState:
             self._defaults = defaults
             self._topology_changed = True
 
-    def replace(self, links: Iterable[Link], addresses: Iterable[Address]) -> set[int]:
-        """Take in whole dumps; returns the interfaces for which they say something new."""
-        touched: set[int] = set()
+    def replace(self, links: Iterable[Link], addresses: Iterable[Address]) -> None:
+        """Take in whole dumps.
+
+        Raises:
+            OSError: sysfs cannot be read; the links before that one were taken in.
+        """
         seen = set()
         for place, link in enumerate(links, 1):
             if place % _SLICE == 0:
                 breathe()
             seen.add(link.index)
-            touched |= self.link_changed(link)
+            self.link_changed(link)
         for index in [index for index in self.links if index not in seen]:
-            touched |= self.link_gone(index)
+            self.link_gone(index)
         fresh: dict[int, dict[str, Address]] = {}
         for address in addresses:
             if address.index in seen:
                 fresh.setdefault(address.index, {})[address.cidr] = address
         for index in fresh.keys() | self.addresses.keys():
             if fresh.get(index, {}) != self.addresses.get(index, {}):
-                touched.add(index)
+                self.pending.add(index)
         self.addresses = fresh
         self._find_carriers()
-        return touched
 
-    def hardware_changed(self) -> set[int]:
-        """Take in what the hardware says after a look at it; returns the interfaces for which that is new."""
-        touched: set[int] = set()
+    def hardware_changed(self) -> None:
+        """Take in what the hardware says after a look at it.
+
+        Raises:
+            OSError: sysfs cannot be read.
+        """
         self._stale_functions |= self.hardware.functions.keys()
         self._stale_functions |= {
             device.pci_address for device in self.devices.values() if device.link is None and device.pci_address
@@ -181,8 +196,8 @@ class NodeState:
         for index, facts in list(self._facts.items()):
             link = self.links[index]
             if facts.parent is not None or link.name in self.hardware.rdma_of_interface or facts.rdma is not None:
-                touched |= self._learn(link) | {index}
-        return touched
+                self._learn(link)
+                self.pending.add(index)
 
     # ---- what others tell
 
@@ -197,8 +212,8 @@ class NodeState:
         self._node_addresses = frozenset(found)
         self._find_carriers()
 
-    def held_changed(self, held: Mapping[str, Published]) -> set[int]:
-        """Take in the devices that are in pods; returns the interfaces whose name may depend on that."""
+    def held_changed(self, held: Mapping[str, Published]) -> None:
+        """Take in the devices that are in pods."""
         before = self._held_on
         self.held = dict(held)
         self._held_on = {}
@@ -208,37 +223,46 @@ class NodeState:
                 self._held_on.setdefault(address, {})[name] = entry
         changed = {a for a in before.keys() | self._held_on.keys() if before.get(a) != self._held_on.get(a)}
         self._stale_functions |= changed
-        return {index for address in changed for index in self._on_function.get(address, ())}
+        # The name of an interface may depend on what else is on its function.
+        self.pending |= {index for address in changed for index in self._on_function.get(address, ())}
 
     # ---- what follows
 
-    def recompute_uplinks(self) -> set[int]:
-        """Find anew what the node needs, if that can have changed; returns the interfaces for which it did."""
+    def rebuild(self) -> bool:
+        """Make anew the devices of pending interfaces, of functions without one, and of uplinks that came or went.
+
+        Returns:
+            Whether a device is another now than when this last returned.
+
+        Raises:
+            OSError: sysfs cannot be read; what was not made anew yet is, with the next call.
+        """
+        self._find_uplinks()
+        for place, index in enumerate(list(self.pending), 1):
+            if place % _SLICE == 0:
+                breathe()
+            self._news = self._rebuild(index) or self._news
+            self.pending.discard(index)
+        for address in list(self._stale_functions):
+            self._news = self._rebuild_bare(address) or self._news
+            self._stale_functions.discard(address)
+        news, self._news = self._news, False
+        return news
+
+    # ---- inside
+
+    def _find_uplinks(self) -> None:
+        """Find anew what the node needs, if that can have changed."""
         if not self._topology_changed:
-            return set()
-        self._topology_changed = False
+            return
         seeds = {
             **{index: f"it carries the node's address {a}" for index, a in self._carriers.items()},
             **self._defaults,
         }
         needed = uplinks(seeds, self.links.get, lambda index: self._ports.get(index, ()))
-        changed = {i for i in needed.keys() | self.needed.keys() if needed.get(i) != self.needed.get(i)}
+        self.pending |= {i for i in needed.keys() | self.needed.keys() if needed.get(i) != self.needed.get(i)}
         self.needed = needed
-        return changed
-
-    def rebuild(self, indices: Iterable[int]) -> bool:
-        """Make the devices of these interfaces, and of functions without one, anew; True when one is another now."""
-        changed = False
-        for place, index in enumerate(indices, 1):
-            if place % _SLICE == 0:
-                breathe()
-            changed = self._rebuild(index) or changed
-        stale, self._stale_functions = self._stale_functions, set()
-        for address in stale:
-            changed = self._rebuild_bare(address) or changed
-        return changed
-
-    # ---- inside
+        self._topology_changed = False
 
     def _rebuild(self, index: int) -> bool:
         link = self.links.get(index)
@@ -285,35 +309,35 @@ class NodeState:
         else:
             self._carriers[index] = mine
 
-    def _learn(self, link: Link) -> set[int]:
-        """Learn what sysfs tells of an interface; returns the others of its PCI function where their number changed."""
+    def _learn(self, link: Link) -> None:
+        """Learn what sysfs tells of an interface; the others of its PCI function are pending when their number changed.
+
+        Raises:
+            OSError: sysfs cannot be read; what was known stays.
+        """
         facts = self.hardware.interface(link)
         if facts.function is not None and (is_representor(link) or self._is_stacked(link) or self._stays_ib(link)):
             facts = SysfsFacts(virtual=facts.virtual, parent=facts.parent, rdma=facts.rdma, speed=facts.speed)
         before = self._facts.get(link.index)
-        if before is not None and before.function == facts.function:
-            self._facts[link.index] = facts
-            return set()
-        touched = self._forget(link.index)
+        if before is None or before.function != facts.function:
+            self._forget(link.index)
+            if facts.function is not None:
+                self._stale_functions.add(facts.function)
+                on_function = self._on_function.setdefault(facts.function, set())
+                on_function.add(link.index)
+                if len(on_function) > 1:
+                    self._shared.add(facts.function)
+                    self.pending |= on_function
         self._facts[link.index] = facts
-        if facts.function is None:
-            return touched
-        self._stale_functions.add(facts.function)
-        on_function = self._on_function.setdefault(facts.function, set())
-        on_function.add(link.index)
-        if len(on_function) > 1:
-            self._shared.add(facts.function)
-            touched |= on_function
-        return touched
 
-    def _forget(self, index: int) -> set[int]:
+    def _forget(self, index: int) -> None:
         facts = self._facts.pop(index, None)
         if facts is None or facts.function is None:
-            return set()
+            return
         self._stale_functions.add(facts.function)
         others = self._on_function.get(facts.function, set())
         others.discard(index)
-        return set(others)
+        self.pending |= others
 
     def _is_stacked(self, link: Link) -> bool:
         """Tell whether an interface stands on another one of its function (an IPoIB child with its own partition)."""
@@ -402,6 +426,10 @@ class NodeState:
                     extra=fields(device=name, attribute=attribute),
                 )
         return kept
+
+
+def _linked(link: Link) -> tuple[str, bool | None]:
+    return link.operstate, link.carrier
 
 
 def _place(link: Link) -> tuple[object, ...]:

@@ -3,15 +3,54 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import struct
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nri_dranet.inventory.programs import RTM_NEWTFILTER, _filter_name, changed_interfaces
+from nri_dranet.inventory.attributes import NO_PROGRAMS, Programs
+from nri_dranet.inventory.programs import RTM_NEWTFILTER, ProgramScout, _filter_name, changed_interfaces
 from nri_dranet.netlink import codec
 from nri_dranet.netlink.sockets import EventsLostError
+from nri_dranet.netlink.transport import KernelSocket
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def scout() -> Iterator[ProgramScout]:
+    """A scout in this namespace."""
+    with contextlib.closing(ProgramScout()) as found:
+        yield found
+
+
+def fail_with(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every netlink exchange fail."""
+
+    def exchange(*_args: Any, **_more: Any) -> Any:
+        raise OSError(number, "injected")
+
+    monkeypatch.setattr(KernelSocket, "exchange", exchange)
+
+
+def test_known_filters_stay_when_the_kernel_fails(scout: ProgramScout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dump that fails says nothing: what was known of each interface stays, and no attribute flaps."""
+    known = {7: Programs(filters=("a",))}
+    fail_with(errno.ENOBUFS, monkeypatch)
+    assert scout.all([7, 8], known) == {7: known[7], 8: NO_PROGRAMS}
+    assert scout.of(7, known[7]) == known[7]
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV])
+def test_no_filters_where_there_can_be_none(scout: ProgramScout, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """A kernel without traffic control has no filters, and neither has an interface that is gone."""
+    fail_with(number, monkeypatch)
+    assert scout.all([7], {7: Programs(filters=("a",))}) == {7: NO_PROGRAMS}
+    assert scout.of(7, Programs(filters=("a",))) == NO_PROGRAMS
 
 
 def message(kind: int, body: bytes) -> bytes:

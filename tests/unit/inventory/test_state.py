@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from nri_dranet.inventory.attributes import Programs
 from nri_dranet.inventory.hardware import Hardware
@@ -12,8 +15,6 @@ from nri_dranet.netlink.model import Address, Link
 from nri_dranet.telemetry import metrics
 
 if TYPE_CHECKING:
-    import pytest
-
     from nri_dranet.inventory.device import Device
 
 PF = "0000:8a:00.0"
@@ -28,27 +29,37 @@ class Node:
         self.hardware.look()
         self.state = NodeState(hardware=self.hardware, policy=policy or Policy())
 
-    def settle(self, touched: set[int]) -> bool:
-        """Draw the conclusions; True when a device is another one."""
-        return self.state.rebuild(touched | self.state.recompute_uplinks())
-
     def add(self, *links: Link) -> bool:
         """Take links in."""
-        return self.settle({index for link in links for index in self.state.link_changed(link)})
+        for link in links:
+            self.state.link_changed(link)
+        return self.state.rebuild()
 
     def remove(self, index: int) -> bool:
         """Take a link out."""
-        return self.settle(self.state.link_gone(index))
+        self.state.link_gone(index)
+        return self.state.rebuild()
 
     def address(self, index: int, text: str, *, gone: bool = False) -> bool:
         """Take an address in or out."""
-        found = Address(family=2, address=text, prefix_length=24, index=index)
-        return self.settle(self.state.address_changed(found, gone=gone))
+        self.state.address_changed(Address(family=2, address=text, prefix_length=24, index=index), gone=gone)
+        return self.state.rebuild()
+
+    def programs(self, index: int, programs: Programs) -> bool:
+        """Take programs in."""
+        self.state.programs_changed(index, programs)
+        return self.state.rebuild()
 
     def look(self) -> bool:
         """Look at the hardware anew."""
         self.hardware.look()
-        return self.settle(self.state.hardware_changed())
+        self.state.hardware_changed()
+        return self.state.rebuild()
+
+    def hold(self, held: dict[str, Any]) -> bool:
+        """Tell which devices are in pods."""
+        self.state.held_changed(held)
+        return self.state.rebuild()
 
     def refused(self) -> dict[str, str]:
         """Return why each device may not be given away."""
@@ -105,11 +116,11 @@ def test_addresses_and_programs(tree: Any) -> None:
     assert node.device("eth1").attributes["dra.net/ipv4"] == {"string": "10.0.0.1/24"}
     assert node.address(2, "10.0.0.1", gone=True)
     assert not node.address(9, "10.0.0.1")
-    assert node.settle(node.state.programs_changed(2, Programs(filters=("a",))))
-    assert not node.state.programs_changed(2, Programs(filters=("a",)))
+    assert node.programs(2, Programs(filters=("a",)))
+    assert not node.programs(2, Programs(filters=("a",)))
     assert node.device("eth1").attributes["dra.net/tcFilterNames"] == {"string": "a"}
-    assert node.settle(node.state.programs_changed(2, Programs()))
-    assert not node.state.programs_changed(9, Programs(filters=("a",)))
+    assert node.programs(2, Programs())
+    assert not node.programs(9, Programs(filters=("a",)))
     assert node.device("eth1").attributes["dra.net/ebpf"] == {"bool": False}
 
 
@@ -118,11 +129,12 @@ def test_whole_dump(tree: Any) -> None:
     node = Node(tree)
     node.add(tap(2, "eth1"), tap(3, "eth2"))
     address = Address(family=2, address="10.0.0.1", prefix_length=24, index=3)
-    touched = node.state.replace([tap(3, "eth2"), tap(4, "eth3")], [address])
-    assert touched == {2, 3, 4}
-    assert node.settle(touched)
+    node.state.replace([tap(3, "eth2"), tap(4, "eth3")], [address])
+    assert node.state.pending == {2, 3, 4}
+    assert node.state.rebuild()
     assert list(node.refused()) == ["eth2", "eth3"]
-    assert node.state.replace([tap(3, "eth2"), tap(4, "eth3")], [address]) == set()
+    node.state.replace([tap(3, "eth2"), tap(4, "eth3")], [address])
+    assert node.state.pending == set()
 
 
 def test_uplink_appears_and_moves(tree: Any) -> None:
@@ -130,10 +142,10 @@ def test_uplink_appears_and_moves(tree: Any) -> None:
     node = Node(tree)
     node.add(tap(2, "eth1"), tap(3, "eth2"))
     node.state.defaults_changed({2: "an IPv4 default route leaves by it"})
-    assert node.settle(set())
+    assert node.state.rebuild()
     assert node.refused() == {"eth1": "an IPv4 default route leaves by it", "eth2": ""}
     node.state.defaults_changed({3: "an IPv4 default route leaves by it"})
-    assert node.settle(set())
+    assert node.state.rebuild()
     assert node.refused()["eth1"] == ""
     assert node.refused()["eth2"]
 
@@ -143,7 +155,7 @@ def test_uplink_gains_a_bond(tree: Any) -> None:
     node = Node(tree)
     node.add(tap(2, "eth1"), Link(index=3, name="bond0", kind="bond"))
     node.state.defaults_changed({3: "because"})
-    node.settle(set())
+    node.state.rebuild()
     assert node.refused()["eth1"] == ""
     node.add(tap(2, "eth1", master=3))
     assert node.refused()["eth1"] == "it is a port of the uplink bond0"
@@ -161,7 +173,7 @@ def test_node_address(tree: Any) -> None:
     node.add(tap(2, "eth1"), tap(3, "eth2"))
     node.address(2, "10.0.0.1")
     node.state.node_addresses_changed(["node-1", "10.0.0.1"])
-    node.settle(set())
+    node.state.rebuild()
     assert node.refused() == {"eth1": "it carries the node's address 10.0.0.1", "eth2": ""}
     node.address(2, "10.0.0.1", gone=True)
     node.address(3, "10.0.0.1")
@@ -184,7 +196,7 @@ def test_allow_and_deny(tree: Any) -> None:
         "y": "it is not on the list of allowed interfaces",
     }
     node.state.defaults_changed({2: "needed"})
-    node.settle(set())
+    node.state.rebuild()
     assert node.refused()["eth1"] == "needed"
 
 
@@ -193,7 +205,7 @@ def test_function_with_its_interface(tree: Any) -> None:
     folder = tree.function(PF, sriov_totalvfs=4, sriov_numvfs=0)
     tree.interface("ens1", folder)
     node = Node(tree)
-    assert node.settle(node.state.hardware_changed())
+    assert node.look()
     assert node.refused() == {BARE: "it has neither an interface on the host nor an RDMA device"}
     assert node.add(Link(index=2, name="ens1"))
     assert node.refused() == {BARE: ""}
@@ -227,7 +239,7 @@ def test_rdma_device_without_interface(tree: Any) -> None:
     folder = tree.function(PF, class_code=0x00FF00)
     tree.rdma("erdma_0", folder)
     node = Node(tree)
-    node.settle(node.state.hardware_changed())
+    node.look()
     assert node.refused() == {BARE: ""}
     assert node.device(BARE).rdma == "erdma_0"
     assert node.device(BARE).attributes["dra.net/rdmaDevice"] == {"string": "erdma_0"}
@@ -241,7 +253,7 @@ def test_ipoib_that_stays(tree: Any) -> None:
     ib0 = Link(index=2, name="ib0", kind="ipoib", type=32)
     node = Node(tree, Policy(move_ib_interfaces=False))
     node.add(ib0)
-    node.settle(node.state.hardware_changed())
+    node.look()
     assert node.device(BARE).link is None
     assert node.refused() == {BARE: ""}
     moving = Node(tree)
@@ -300,7 +312,7 @@ def test_held_function(tree: Any) -> None:
     node = Node(tree)
     name = f"{BARE}-ens1"
     node.add(Link(index=2, name="ens1"))
-    node.settle(node.state.held_changed(held(name, PF, "ens1")))
+    node.hold(held(name, PF, "ens1"))
     assert list(node.refused()) == [name]
     node.remove(2)
     assert node.refused() == {}
@@ -310,7 +322,7 @@ def test_held_function(tree: Any) -> None:
     assert list(node.refused()) == [name, f"{BARE}-ens1d1"]
     node.remove(2)
     node.remove(3)
-    assert node.settle(node.state.held_changed({}))
+    assert node.hold({})
     assert node.refused() == {BARE: ""}
 
 
@@ -347,5 +359,70 @@ def test_one_event_touches_one_device(tree: Any) -> None:
     """The change of one link is computed from that link alone, however many there are."""
     node = Node(tree)
     node.add(*(tap(index, f"t{index}") for index in range(2, 300)))
-    assert node.state.link_changed(tap(5, "t5", mtu=1400)) == {5}
-    assert node.state.recompute_uplinks() == set()
+    node.state.link_changed(tap(5, "t5", mtu=1400))
+    assert node.state.pending == {5}
+
+
+class Fault:
+    """Makes reading an interface from sysfs fail while it is on."""
+
+    def __init__(self, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.on = False
+        self._real = node.hardware.interface
+        monkeypatch.setattr(Hardware, "interface", lambda _self, link: self.read(link))
+
+    def read(self, link: Link) -> Any:
+        """Read it, or fail."""
+        if self.on:
+            raise OSError(errno.EIO, "sysfs is broken")
+        return self._real(link)
+
+
+def test_a_link_that_cannot_be_read_is_not_known(tree: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When sysfs fails for a new link nothing of it is taken in, and the next dump takes it in whole."""
+    node = Node(tree)
+    fault = Fault(node, monkeypatch)
+    fault.on = True
+    with pytest.raises(OSError, match="sysfs is broken"):
+        node.add(tap(2, "eth1"))
+    assert node.state.links == {}
+    fault.on = False
+    node.state.replace([tap(2, "eth1")], [])
+    assert node.state.rebuild()
+    assert node.refused() == {"eth1": ""}
+
+
+def test_what_was_told_before_a_failure_is_not_lost(tree: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link that went before another one failed is withdrawn with the next change, whatever that is about."""
+    node = Node(tree)
+    node.add(tap(2, "eth1"), tap(3, "eth2"))
+    fault = Fault(node, monkeypatch)
+    fault.on = True
+    node.state.link_gone(2)
+    with pytest.raises(OSError, match="sysfs is broken"):
+        node.add(tap(4, "eth3"))
+    fault.on = False
+    assert node.address(3, "10.0.0.1")
+    assert list(node.refused()) == ["eth2"]
+
+
+def test_devices_that_could_not_be_made_are_made_later(tree: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails while devices are made anew stays pending, and news of those already made is told once."""
+    node = Node(tree)
+    node.add(tap(2, "eth1"), tap(3, "eth2"))
+    real = NodeState._device
+    broken = {3}
+
+    def device(state: NodeState, link: Link) -> Any:
+        if link.index in broken:
+            raise OSError(errno.EIO, "sysfs is broken")
+        return real(state, link)
+
+    monkeypatch.setattr(NodeState, "_device", device)
+    with pytest.raises(OSError, match="sysfs is broken"):
+        node.add(tap(2, "eth1", mtu=1400), tap(3, "eth2", mtu=1400))
+    assert 3 in node.state.pending
+    broken.clear()
+    assert node.state.rebuild()
+    assert [node.device(name).attributes["dra.net/mtu"] for name in ("eth1", "eth2")] == [{"int": 1400}] * 2
+    assert not node.state.rebuild()
