@@ -45,13 +45,14 @@ from nri_dranet.reconcile.reconciler import Reconciler
 from nri_dranet.status.health import ailments, ailments_on_node, tainted
 from nri_dranet.status.health_book import HealthBook
 from nri_dranet.status.wire import StatusWire
-from nri_dranet.status.writer import StatusWriter
+from nri_dranet.status.writer import WORKERS, StatusWriter
 from nri_dranet.store.database import JournalError
 from nri_dranet.store.journal import Journal
 from nri_dranet.sysfs import Sysfs
 from nri_dranet.telemetry import metrics
 from nri_dranet.telemetry.http import BindAddress, HttpServer
 from nri_dranet.telemetry.logs import fields
+from nri_dranet.telemetry.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -66,6 +67,21 @@ LOG = logging.getLogger(__name__)
 
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 BPF_ROOT: Final = "/sys/fs/bpf"
+
+THREADS: Final = (
+    "events",
+    "inventory",
+    "pod-observer",
+    "pods",
+    "held-claims",
+    *(f"status-{number}" for number in range(WORKERS)),
+    "slices",
+    "slices-watch",
+    "reconciler",
+    "nri",
+    "nri-watchdog",
+)
+"""The threads that live as long as the daemon; readiness names one that has died."""
 
 _FIRST_SCAN_SECONDS: Final = 10.0
 _IN_FLIGHT_SECONDS: Final = 10.0
@@ -118,6 +134,7 @@ class Driver:
         self._address = BindAddress.parse(options.bind_address)
         self._filter = DeviceFilter(options.filter, options.driver_name)
         self._prepared_at: dict[str, float] = {}
+        self._threads = Threads(THREADS)
 
     async def run(self) -> None:
         """Run until SIGINT or SIGTERM, then stop in order.
@@ -146,6 +163,7 @@ class Driver:
         """Start everything; what ``stack`` holds is stopped in the reverse order."""
         options = self._options
         self._client = KubeClient.load(options.kubeconfig)
+        stack.callback(self._client.close)
         self._journal = Journal(options.journal, BOOT_ID.read_text(encoding="ascii").strip())
         stack.callback(self._journal.close)
         self._compose()
@@ -177,6 +195,7 @@ class Driver:
         stack.push_async_callback(asyncio.to_thread, self._servicer.close)
         stack.push_async_callback(self._stop_plugin)
         await self._plugin.start()
+        self._threads.take()
         # What the start has made lives as long as the process: a collection in a hook shall not walk it.
         gc.collect()
         gc.freeze()
@@ -420,6 +439,7 @@ class Driver:
             "inventory": self._inventory_problem,
             "slices": lambda: self._slices.problem,
             "journal": self._journal_problem,
+            "threads": lambda: self._threads.problem,
         }
 
     def _inventory_problem(self) -> str:

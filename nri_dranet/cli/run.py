@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from nri_dranet import __version__
 from nri_dranet.cli.options import add_run_arguments, run_options
-from nri_dranet.telemetry import logs
+from nri_dranet.telemetry import logs, threads
 from nri_dranet.telemetry.logs import fields
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     options = run_options(args, socket.gethostname())
     try:
         logs.set_up(options.log_level, options.log_format)
+        threads.log_deaths()
         driver = Driver(options)
     except ValueError as error:
         print(f"nri-dranet run: {error}", file=sys.stderr)

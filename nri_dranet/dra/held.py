@@ -38,6 +38,7 @@ class _Watch:
     ref: ClaimRef
     closer: Closer = field(default_factory=Closer)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    thread: threading.Thread | None = None
     gone: bool = False
 
 
@@ -93,10 +94,14 @@ class HeldClaims:
         held = {ref.uid: ref for ref in self._held()}
         for uid in self._watches.keys() - held.keys():
             self._watches.pop(uid).closer.close()
-        for uid in held.keys() - self._watches.keys():
-            each = _Watch(held[uid])
-            threading.Thread(target=self._follow, args=(each,), name=f"claim-{each.ref.name}"[:15], daemon=True).start()
-            self._watches[uid] = each
+        for uid, ref in held.items():
+            known = self._watches.get(uid)
+            # A thread that has died, of whatever, is begun anew.
+            if known is None or known.thread is None or not known.thread.is_alive():
+                each = self._watches[uid] = _Watch(ref)
+                name = f"claim-{ref.name}"[:15]
+                each.thread = threading.Thread(target=self._follow, args=(each,), name=name, daemon=True)
+                each.thread.start()
         for each in self._watches.values():
             # The claim went while its pod still ran, or before the runtime had listed its sandboxes.
             if each.gone:

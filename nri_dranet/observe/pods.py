@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from nri_dranet.claims.facts import Phase
 from nri_dranet.netlink.model import Address, Link
-from nri_dranet.netlink.namespaces import NetNs
+from nri_dranet.netlink.namespaces import NamespaceStuckError, NetNs
 from nri_dranet.netlink.sockets import EventsLostError, RtnlMonitor
 from nri_dranet.telemetry.logs import fields
 
@@ -185,13 +185,25 @@ class PodObserver:
 
     def _run(self) -> None:
         while not self._stopping:
-            ready = self._poll.poll(self._pause())
-            with self._lock:
-                for descriptor, _ in ready:
-                    self._hear(descriptor)
-                self._listen()
-            for watch in self._take_due():
-                self._examine(watch)
+            try:
+                self._round()
+            except NamespaceStuckError:
+                # This thread is in a pod's namespace: it must not go on.
+                raise
+            except Exception:
+                # Without this thread nobody would hear of any pod: it goes on, and not at once.
+                LOG.exception("the pods' devices cannot be watched now")
+                time.sleep(_RETRY)
+
+    def _round(self) -> None:
+        """Wait for events, hear them, and look where it is time to."""
+        ready = self._poll.poll(self._pause())
+        with self._lock:
+            for descriptor, _ in ready:
+                self._hear(descriptor)
+            self._listen()
+        for watch in self._take_due():
+            self._examine(watch)
 
     def _pause(self) -> float:
         """Give the seconds until the next look, -1 for none."""
@@ -268,7 +280,10 @@ class PodObserver:
                 return
             try:
                 facts = self._look(watch.plans, watch.space.netns, watch.hints)
+            except NamespaceStuckError:
+                raise
             except Exception:
+                # Others' pods are looked at all the same, and this one again soon.
                 LOG.exception("looking at a pod's devices failed", extra=fields(claim=watch.uid))
                 facts = None
         now = time.monotonic()
@@ -285,6 +300,7 @@ class PodObserver:
         try:
             self._on_change(watch.uid, facts)
         except Exception:
+            # Who takes the report has failed, not the watch: the next change is reported.
             LOG.exception("the report of a change failed", extra=fields(claim=watch.uid))
 
     def _wake(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import http
 import logging
 from collections.abc import Callable, Mapping
@@ -84,8 +83,12 @@ class HttpServer:
             LOG.debug("request not served", extra=fields(error=error))
         finally:
             writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
+            try:
+                async with asyncio.timeout(_TIMEOUT):
+                    await writer.wait_closed()
+            except (TimeoutError, OSError):
+                # Who does not take the answer would keep the connection for ever.
+                writer.transport.abort()
 
     def _answer(self, head: bytes) -> bytes:
         method, _, rest = head.split(b"\r\n", 1)[0].decode("latin-1").partition(" ")

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from nri_dranet.claims.model import ClaimRef
+from nri_dranet.dra import held as module
 from nri_dranet.dra.held import HeldClaims
 from nri_dranet.kube.client import KubeClient
+from nri_dranet.kube.listwatch import watch
 from nri_dranet.testing.apiserver import ApiServerStandIn
 
 if TYPE_CHECKING:
@@ -124,4 +126,30 @@ def test_a_claim_that_is_gone_and_still_held_is_told_again(api: tuple[ApiServerS
     seen.told.clear()
     held.refresh()
     seen.wait(ref, gone=True)
+    held.stop()
+
+
+def test_a_watch_that_died_is_begun_anew(
+    api: tuple[ApiServerStandIn, KubeClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a claim's thread died of, the claim is watched again."""
+    server, client = api
+    ref = make(server, "held")
+    seen = Seen()
+    died = threading.Event()
+
+    def end(*_: Any, **__: Any) -> Iterator[Any]:
+        monkeypatch.setattr(module, "watch", watch)
+        died.set()
+        return iter(())
+
+    monkeypatch.setattr(module, "watch", end)
+    held = HeldClaims(client, lambda: [ref], seen.take)
+    held.start()
+    assert died.wait(10)
+    for thread in threading.enumerate():
+        if thread.name == "claim-held":
+            thread.join()
+    held.refresh()
+    seen.wait(ref, gone=False)
     held.stop()

@@ -89,6 +89,35 @@ def test_a_broken_request_ends_its_connection_only() -> None:
     assert good.startswith("HTTP/1.1 200")
 
 
+def test_who_asks_and_does_not_read_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that never takes its answer holds its connection for the timeout and no longer."""
+    monkeypatch.setattr("nri_dranet.telemetry.http._TIMEOUT", 0.05)
+
+    async def run() -> None:
+        asked = asyncio.Event()
+
+        def much() -> bytes:
+            asked.set()
+            return b"x" * (64 << 20)
+
+        monkeypatch.setattr("nri_dranet.telemetry.metrics.exposition", much)
+        server = HttpServer(BindAddress("127.0.0.1", 0), live={}, ready={})
+        port = await server.start()
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            writer.write(get("/metrics"))
+            own = asyncio.current_task()
+            await asyncio.wait_for(asked.wait(), 10)
+            serving = asyncio.all_tasks() - {own}
+            done, _ = await asyncio.wait(serving, timeout=10)
+            assert done == serving
+        finally:
+            writer.transport.abort()
+            await server.stop()
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize(
     ("text", "host", "port"),
     [(":9177", "", 9177), ("127.0.0.1:0", "127.0.0.1", 0), ("[::1]:80", "::1", 80), ("localhost:1", "localhost", 1)],
