@@ -19,21 +19,20 @@ if TYPE_CHECKING:
 def observed(plan: DevicePlan, link: Link, addresses: Iterable[Address]) -> ObservedInterface:
     """Describe an interface of a pod: all addresses of it but the link-local ones that the kernel made by itself."""
     wanted = plan.pod.addresses if plan.pod else ()
-    planned = {address.address for address in wanted}
+    place = {address.address: number for number, address in enumerate(wanted)}
     present = [address for address in addresses if address.index in {0, link.index}]
+    planned = sorted((each for each in present if each.address in place), key=lambda each: place[each.address])
+    others = [each for each in present if each.address not in place and not state.kernel_link_local(each, link.address)]
     return ObservedInterface(
         name=link.name,
         hardware_address=link.address,
-        addresses=tuple(
-            address.cidr
-            for address in present
-            if address.address in planned or not state.kernel_link_local(address, link.address)
-        ),
+        addresses=tuple(address.cidr for address in (*planned, *others)),
         up=link.up,
         carrier=link.carrier,
         operstate=link.operstate,
         index=link.index,
         missing_addresses=tuple(address.cidr for address in state.missing_addresses(wanted, present)),
+        planned=len(planned),
     )
 
 

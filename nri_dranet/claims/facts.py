@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 from nri_dranet.claims.model import ClaimRef, DeviceKey, PodRef
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+MAX_ADDRESSES: Final = 16
+"""Addresses that ``networkData`` may have (``resource.k8s.io/v1`` NetworkDeviceData)."""
 
 
 class Phase(enum.StrEnum):
@@ -31,7 +38,8 @@ class Phase(enum.StrEnum):
 class ObservedInterface:
     """The interface as the kernel shows it in the pod.
 
-    ``addresses`` are canonical CIDRs in the kernel's order. ``up`` is the administrative state, ``carrier`` the link's.
+    ``addresses`` are canonical CIDRs: first those that the claim asked for, ``planned`` of them, in the plan's order,
+    then the others in the kernel's. ``up`` is the administrative state, ``carrier`` the link's.
     """
 
     name: str
@@ -42,6 +50,7 @@ class ObservedInterface:
     operstate: str = "up"
     index: int = 0
     missing_addresses: tuple[str, ...] = ()
+    planned: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +83,26 @@ class DeviceFacts:
     exclusive_rdma: bool = False
     interface: ObservedInterface | None = None
     rdma: ObservedRdma | None = None
+
+
+def addresses_to_show(
+    present: Sequence[str], planned: Collection[str], shown: Iterable[str], limit: int = MAX_ADDRESSES
+) -> list[str]:
+    """Return which addresses are told, and in which order: so that the same addresses are always told in the same way.
+
+    Those that the claim asked for come before all others when there are more than ``limit``; then those that are shown
+    already. What is shown keeps its place: the kernel may list the same addresses in another order.
+
+    Args:
+        present: all that there are.
+        planned: those that the claim asked for.
+        shown: those that were told last.
+        limit: how many may be told.
+    """
+    before = [cidr for cidr in dict.fromkeys(shown) if cidr in present]
+    ranked = [*(cidr for cidr in present if cidr in planned), *before, *present]
+    chosen = set(list(dict.fromkeys(ranked))[:limit])
+    return [cidr for cidr in dict.fromkeys([*before, *present]) if cidr in chosen]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

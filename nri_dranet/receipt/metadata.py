@@ -18,7 +18,7 @@ import re
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
-from nri_dranet.claims.facts import Phase
+from nri_dranet.claims.facts import Phase, addresses_to_show
 from nri_dranet.telemetry.logs import fields
 from nri_dranet.text import clean
 
@@ -37,11 +37,9 @@ FOLDER: Final = "dra-device-metadata"
 CONTAINER_ROOT: Final = "/var/run/kubernetes.io/dra-device-attributes"
 """Where all drivers' files are in a container."""
 
-API_VERSIONS: Final = ("metadata.resource.k8s.io/v1alpha1",)
-"""What is written, in this order. Readers take the first that they know, and all that are in use know this one."""
-
-MAX_ADDRESSES: Final = 16
-"""Addresses in ``networkData`` (``resource.k8s.io/v1`` NetworkDeviceData)."""
+API_VERSIONS: Final = ("metadata.resource.k8s.io/v1beta1", "metadata.resource.k8s.io/v1alpha1")
+"""What is written, the newest first: readers take the first that they know. Kubernetes 1.37 requires the first and
+documents the second for readers of 1.36, which know that alone. Both have the same fields."""
 
 _RDMA_DEVICE: Final = "dra.net/rdmaDevice"
 _LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -291,8 +289,7 @@ def _network_data(fact: DeviceFacts | None, shown: Iterable[str]) -> dict[str, A
         return {}
     seen = fact.interface
     data: dict[str, Any] = {"interfaceName": clean(seen.name)}
-    kept = [cidr for cidr in shown if cidr in seen.addresses]
-    addresses = [*kept, *(cidr for cidr in seen.addresses if cidr not in kept)][:MAX_ADDRESSES]
+    addresses = addresses_to_show(seen.addresses, seen.addresses[: seen.planned], shown)
     if addresses:
         data["ips"] = addresses
     if seen.hardware_address:

@@ -12,7 +12,7 @@ import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from nri_dranet.claims.facts import DeviceFacts, ObservedRdma, Phase
+from nri_dranet.claims.facts import DeviceFacts, ObservedRdma, Phase, addresses_to_show
 from nri_dranet.status import reasons
 from nri_dranet.text import within_bytes
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 MAX_MESSAGE: Final = 32768
 MAX_REASON: Final = 1024
-MAX_ADDRESSES: Final = 16
 MAX_NAME: Final = 256
 MAX_HARDWARE_ADDRESS: Final = 128
 MAX_CONDITIONS: Final = 8
@@ -157,9 +156,14 @@ def _rdma_ready(facts: DeviceFacts, ready: Verdict) -> Verdict:
     return (_FALSE, "RDMAPortDown", down) if down else (_TRUE, reasons.RDMA_LINK_READY, "")
 
 
+def port_is_down(state: str) -> bool:
+    """Tell whether an RDMA port does not work, by the kernel's word for its state; "" is not known, and not down."""
+    return bool(state) and state.upper() not in _ACTIVE
+
+
 def _port_down(rdma: ObservedRdma | None) -> str:
     """Say what is wrong with the RDMA port; "" where nothing is, or nothing is known."""
-    if rdma is None or not rdma.port_state or rdma.port_state.upper() in _ACTIVE:
+    if rdma is None or not port_is_down(rdma.port_state):
         return ""
     physical = f", physically {rdma.physical_state}" if rdma.physical_state else ""
     return f"the port of RDMA link {rdma.link} is {rdma.port_state}{physical}: look at cable, switch or subnet manager"
@@ -205,10 +209,8 @@ def _network_data(facts: DeviceFacts, shown: Iterable[str]) -> dict[str, Any]:
     data: dict[str, Any] = {"interfaceName": within_bytes(seen.name, MAX_NAME)}
     if seen.hardware_address:
         data["hardwareAddress"] = within_bytes(seen.hardware_address, MAX_HARDWARE_ADDRESS)
-    present = canonical_addresses(seen.addresses)
-    # What is shown already stays, in its order: the kernel may list the same addresses in another one.
-    kept = [cidr for cidr in shown if cidr in present]
-    addresses = [*kept, *(cidr for cidr in present if cidr not in kept)][:MAX_ADDRESSES]
+    planned = canonical_addresses(seen.addresses[: seen.planned])
+    addresses = addresses_to_show(canonical_addresses(seen.addresses), planned, shown)
     if addresses:
         data["ips"] = addresses
     return data

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from nri_dranet.claims.facts import DeviceFacts, Phase
-from nri_dranet.status.conditions import device_status
+from nri_dranet.status.conditions import device_status, port_is_down
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -28,7 +28,6 @@ UNHEALTHY_REASONS: Final = frozenset({"LinkDown", "NoCarrier", "RDMALinkNotInPod
 
 _GONE_REASON: Final = "DeviceGone"
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_ACTIVE: Final = frozenset({"ACTIVE", "ACTIVE_DEFER"})
 
 
 class Status(enum.StrEnum):
@@ -93,7 +92,7 @@ def ailments(facts: DeviceFacts) -> frozenset[Ailment]:
     seen = facts.interface
     if seen is not None and seen.up and seen.carrier is False:
         found.add(Ailment.NO_CARRIER)
-    if facts.rdma is not None and _port_down(facts.rdma.port_state):
+    if facts.rdma is not None and port_is_down(facts.rdma.port_state):
         found.add(Ailment.RDMA_PORT_DOWN)
     return frozenset(found)
 
@@ -111,7 +110,7 @@ def ailments_on_node(*, up: bool, carrier: bool | None, rdma_port_state: str = "
     found = set()
     if up and carrier is False:
         found.add(Ailment.NO_CARRIER)
-    if _port_down(rdma_port_state):
+    if port_is_down(rdma_port_state):
         found.add(Ailment.RDMA_PORT_DOWN)
     return frozenset(found)
 
@@ -132,7 +131,3 @@ def tainted(entry: Mapping[str, Any], found: Iterable[Ailment], driver: str, eff
 def _conditions(facts: DeviceFacts) -> list[dict[str, Any]]:
     conditions: list[dict[str, Any]] = device_status(facts, "", None, _EPOCH)["conditions"]
     return conditions
-
-
-def _port_down(state: str) -> bool:
-    return bool(state) and state.upper() not in _ACTIVE

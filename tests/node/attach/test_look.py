@@ -44,7 +44,21 @@ def test_link_local_addresses(world: Any) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     (fact,) = world.engine.look([plan], world.pod_netns, _hints(facts))
-    assert sorted(fact.interface.addresses) == ["fe80::5/64", "fe80::9/64"]
+    assert fact.interface.addresses == ("fe80::5/64", "fe80::9/64")
+    assert fact.interface.planned == 1
+
+
+def test_planned_addresses_come_first(world: Any) -> None:
+    """In the order of the plan, whatever order the kernel lists."""
+    world.veth("n0")
+    plan = world.plan("n0", "net1", addresses=(world.address("10.77.1.5/24"), world.address("10.77.0.5/24")))
+    facts = world.attach(plan)
+    world.pod("addr", "flush", "dev", "net1")
+    for each in ("10.77.2.5/24", "10.77.0.5/24", "10.77.1.5/24"):
+        world.pod("addr", "add", each, "dev", "net1")
+    (fact,) = world.engine.look([plan], world.pod_netns, _hints(facts))
+    assert fact.interface.addresses == ("10.77.1.5/24", "10.77.0.5/24", "10.77.2.5/24")
+    assert fact.interface.planned == 2
 
 
 def test_planned_address_is_gone(world: Any) -> None:

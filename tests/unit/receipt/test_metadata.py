@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nri_dranet.claims.facts import DeviceFacts, ObservedInterface, Phase
+from nri_dranet.claims.facts import MAX_ADDRESSES, DeviceFacts, ObservedInterface, Phase
 from nri_dranet.claims.model import ClaimRef, DeviceKey
 from nri_dranet.claims.plan import ClaimPlan, DeviceKind, DevicePlan, RdmaPlan
-from nri_dranet.receipt.metadata import MAX_ADDRESSES, MetadataFiles, container_path, metadata
+from nri_dranet.receipt.metadata import API_VERSIONS, MetadataFiles, container_path, metadata
 from nri_dranet.receipt.receipts import ReceiptError, Receipts, receipt_id
 
 if TYPE_CHECKING:
@@ -138,6 +138,17 @@ def test_at_most_sixteen_addresses_in_a_stable_order() -> None:
     assert metadata(plan(nic), [nic], [fact(nic, *reversed(many))], DRIVER, before) == before
 
 
+def test_of_many_addresses_those_that_the_claim_asked_for_are_told() -> None:
+    """The file says the same as the claim's status."""
+    nic = device()
+    many = [f"10.0.0.{number}/24" for number in range(1, 31)]
+    seen = fact(nic, *many)
+    assert seen.interface is not None
+    seen = replace(seen, interface=replace(seen.interface, addresses=("192.0.2.1/24", *many), planned=1))
+    before = metadata(plan(nic), [nic], [fact(nic, *many)], DRIVER)
+    assert network(metadata(plan(nic), [nic], [seen], DRIVER, before))["ips"] == [*many[:15], "192.0.2.1/24"]
+
+
 def test_the_generation_counts_changes() -> None:
     """It stays when nothing differs, and is one more when something does."""
     nic = device()
@@ -197,14 +208,17 @@ def files(folder: Path) -> MetadataFiles:
 
 
 def content(path: Path) -> dict[str, Any]:
-    """Return the one object of a file."""
-    found = json.loads(path.read_text())
-    assert isinstance(found, dict)
-    return found
+    """Return the newest object of a file; each version says the same."""
+    found = [json.loads(line) for line in path.read_text().splitlines() if line]
+    assert [each.pop("apiVersion") for each in found] == list(API_VERSIONS)
+    assert all(each == found[0] for each in found)
+    newest = found[0]
+    assert isinstance(newest, dict)
+    return newest
 
 
-def test_the_file_holds_one_object_with_its_version_that_all_may_read(tmp_path: Path) -> None:
-    """Mode 0644, whatever the umask of the daemon."""
+def test_the_file_holds_an_object_a_version_that_all_may_read(tmp_path: Path) -> None:
+    """The newest version first, for readers take the first that they know. Mode 0644, whatever the daemon's umask."""
     nic = device()
     store = files(tmp_path)
     before = os.umask(0o077)
@@ -213,7 +227,11 @@ def test_the_file_holds_one_object_with_its_version_that_all_may_read(tmp_path: 
     finally:
         os.umask(before)
     path = store.path(nic.receipt_id)
-    assert content(path)["apiVersion"] == "metadata.resource.k8s.io/v1alpha1"
+    assert [json.loads(line)["apiVersion"] for line in path.read_text().splitlines()] == [
+        "metadata.resource.k8s.io/v1beta1",
+        "metadata.resource.k8s.io/v1alpha1",
+    ]
+    assert content(path)["kind"] == "DeviceMetadata"
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
 
@@ -259,6 +277,20 @@ def test_what_is_as_before_is_not_written(tmp_path: Path) -> None:
     before = store.path(nic.receipt_id).stat().st_mtime_ns
     assert not store.write(plan(nic), nic.receipt_id, [nic], [fact(nic)])
     assert store.path(nic.receipt_id).stat().st_mtime_ns == before
+
+
+def test_the_file_of_a_program_with_one_version_is_continued(tmp_path: Path) -> None:
+    """After an update the other version is added; what the object says stays, and with it the generation."""
+    nic = device()
+    store = files(tmp_path)
+    store.write(plan(nic), nic.receipt_id, [nic], [fact(nic)])
+    store.rewrite(plan(nic), nic.receipt_id, [nic], [fact(nic, "192.0.2.1/24")])
+    path = store.path(nic.receipt_id)
+    before = content(path)
+    path.write_text(path.read_text().splitlines()[1] + "\n")
+    assert store.rewrite(plan(nic), nic.receipt_id, [nic], [fact(nic, "192.0.2.1/24")])
+    assert content(path) == before
+    assert before["metadata"]["generation"] == 2
 
 
 OURS = '{"apiVersion":"metadata.resource.k8s.io/v1alpha1"'

@@ -361,6 +361,21 @@ def test_sixteen_addresses_and_a_stable_choice(make_device: Callable[..., Device
     assert device_status(fewer, "dra.net", first, NOW)["networkData"]["ips"] == many[1:17]
 
 
+def test_of_many_addresses_those_that_the_claim_asked_for_are_shown(make_device: Callable[..., DeviceFacts]) -> None:
+    """What something in the pod adds never takes their place; a planned one that comes back gets it again."""
+    asked = ("10.9.0.2/24", "10.9.0.1/24")
+    added = tuple(f"10.0.0.{i}/24" for i in range(1, 31))
+    seen = make_device(interface=shown(addresses=asked + added, planned=2))
+    first = device_status(seen, "dra.net", None, NOW)
+    assert first["networkData"]["ips"] == [*asked, *added[:14]]
+    less = make_device(interface=shown(addresses=asked[1:] + added, planned=1))
+    without = device_status(less, "dra.net", first, NOW)
+    assert without["networkData"]["ips"] == [asked[1], *added[:15]]
+    again = device_status(seen, "dra.net", without, NOW)
+    assert again["networkData"]["ips"] == [asked[1], *added[:14], asked[0]]
+    assert device_status(seen, "dra.net", again, NOW) == again
+
+
 def test_an_interface_without_address_has_no_list(make_device: Callable[..., DeviceFacts]) -> None:
     """Nothing is said that is not there."""
     bare = make_device(interface=ObservedInterface(name="eth99", hardware_address=""))

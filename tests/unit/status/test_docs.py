@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from nri_dranet.claims.facts import MAX_ADDRESSES
 from nri_dranet.kube.client import APPLY
 from nri_dranet.status import reasons
-from nri_dranet.status.conditions import MAX_ADDRESSES, MAX_CONDITIONS, OWN_TYPES, same
+from nri_dranet.status.conditions import MAX_CONDITIONS, OWN_TYPES, same
 from nri_dranet.status.wire import field_manager
 
 ROOT = Path(__file__).parents[3]
