@@ -17,7 +17,9 @@ from nri_dranet.attach.engine import Engine
 from nri_dranet.claims.facts import Phase
 from nri_dranet.claims.lifecycle import State
 from nri_dranet.claims.model import ClaimRef, PodRef
+from nri_dranet.claims.plan import DeviceKind
 from nri_dranet.dra import health as dra_health
+from nri_dranet.dra import sharing
 from nri_dranet.dra.hardware import Hardware
 from nri_dranet.dra.held import HeldClaims
 from nri_dranet.dra.plan_inputs import PlanInputs
@@ -102,6 +104,7 @@ class Options:
     driver_name: str
     bind_address: str
     filter: str
+    share: str
     journal: Path
     state_dir: Path
     kubelet_root_dir: Path
@@ -133,6 +136,7 @@ class Driver:
         self._options = options
         self._address = BindAddress.parse(options.bind_address)
         self._filter = DeviceFilter(options.filter, options.driver_name)
+        sharing.compiled(options.share, options.driver_name)
         self._prepared_at: dict[str, float] = {}
         self._threads = Threads(THREADS)
 
@@ -239,7 +243,10 @@ class Driver:
         hardware = Hardware(
             sysfs, lambda: [device.link for device in self._inventory.devices() if device.link is not None]
         )
-        self._inputs = PlanInputs(self._inventory, self._journal, hardware, bpf_root=BPF_ROOT)
+        self._sharing = sharing.Sharing(options.share, driver, self._journal)
+        self._inputs = PlanInputs(
+            self._inventory, self._journal, hardware, bpf_root=BPF_ROOT, shares=self._sharing.shares
+        )
         self._preparer = Preparer(
             driver=driver,
             node=node,
@@ -341,10 +348,10 @@ class Driver:
 
     def _entries(self) -> list[Mapping[str, Any]]:
         """Return what to publish: offered devices as they are, and those in pods as they were."""
-        held = self._held_devices()
+        held, claimed = self._held_devices(), self._sharing.claimed()
         self._inventory.set_held({name: plan.published for name, (plan, fact) in held.items() if not _lost(fact)})
         entries: dict[str, Mapping[str, Any]] = {
-            device.name: self._entry(device)
+            device.name: self._entry(device, shared=self._sharing.shares(device, claimed))
             for device in self._inventory.devices()
             if not device.refused and self._filter.keeps(device.name, device.attributes)
         }
@@ -362,21 +369,22 @@ class Driver:
                 continue
             known = {fact.key: fact for fact in record.facts}
             for plan in record.plan.devices:
-                if plan.published and plan.moves:
+                if plan.published and plan.moves and plan.kind is not DeviceKind.CHILD:
                     found[plan.key.device] = plan, known.get(plan.key)
         return found
 
-    def _entry(self, device: Device) -> Mapping[str, Any]:
+    def _entry(self, device: Device, *, shared: bool) -> Mapping[str, Any]:
         effect = self._options.device_taints
+        entry = sharing.shared_entry(device.entry()) if shared else device.entry()
         if not effect:
-            return device.entry()
+            return entry
         link = device.link
         found = ailments_on_node(
             up=link is not None and link.up,
             carrier=link.carrier if link is not None else None,
             rdma_port_state=str((device.attributes.get("dra.net/rdmaPortState") or {}).get("string", "")),
         )
-        return tainted(device.entry(), found, self._options.driver_name, effect)
+        return tainted(entry, found, self._options.driver_name, effect)
 
     def _with_taints(self, entry: Mapping[str, Any], fact: DeviceFacts | None) -> Mapping[str, Any]:
         effect = self._options.device_taints

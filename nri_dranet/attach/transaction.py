@@ -280,6 +280,7 @@ class Transaction:
             lower=survey.link.index,
             mode=made.mode,
             vlan_id=made.vlan_id,
+            address=pod.hardware_address,
         )
         reply = self._host.batch([request], timeout=self._left())[0]
         if reply.error is not None:

@@ -184,6 +184,15 @@ class DevicePlan:
             return self.rdma is not None and self.rdma.exclusive
         return self.kind is not DeviceKind.ADMIN
 
+    def excludes(self, other: DevicePlan) -> bool:
+        """Tell whether the two cannot be in pods at once: one device twice, or one whole beside a child of it."""
+        if not (self.moves and other.moves):
+            return False
+        whole = (self.kind is DeviceKind.CHILD) != (other.kind is DeviceKind.CHILD)
+        return self.key == other.key or (
+            whole and (self.key.pool, self.key.device) == (other.key.pool, other.key.device)
+        )
+
     @property
     def label(self) -> str:
         """The device as a user knows it: the interface's host name where there is one, else the device name."""

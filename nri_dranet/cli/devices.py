@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of the command."""
     parser.add_argument("-o", "--output", choices=FORMATS, default="table", help="format (default 'table')")
     parser.add_argument("--filter", default=DEFAULT_FILTER, help="CEL expression, as for run; empty: publish all")
+    parser.add_argument("--share", default="", help="CEL expression, as for run; empty: share none")
     parser.add_argument("--driver-name", default=DEFAULT_DRIVER, help=f"as for run (default {DEFAULT_DRIVER!r})")
     parser.add_argument(
         "--move-ib-interfaces", type=boolean, nargs="?", const=True, default=True, help="as for run (default true)"
@@ -42,13 +43,15 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0; 1 when the node cannot be read; 2 for a filter that is none.
     """
-    from nri_dranet.inventory.filter import DeviceFilter  # noqa: PLC0415 - the help text needs none of it
+    from nri_dranet.dra.sharing import compiled  # noqa: PLC0415 - the help text needs none of it
+    from nri_dranet.inventory.filter import DeviceFilter  # noqa: PLC0415 - the same
     from nri_dranet.inventory.inventory import Inventory  # noqa: PLC0415 - the same
     from nri_dranet.inventory.state import Policy  # noqa: PLC0415 - the same
     from nri_dranet.sysfs import Sysfs  # noqa: PLC0415 - the same
 
     try:
         decide = DeviceFilter(args.filter, args.driver_name)
+        share = compiled(args.share, args.driver_name)
     except ValueError as error:
         print(f"nri-dranet devices: {error}", file=sys.stderr)
         return 2
@@ -62,19 +65,24 @@ def run(args: argparse.Namespace) -> int:
         if not inventory.wait(_SCAN_SECONDS):
             print(f"nri-dranet devices: the node was not read within {_SCAN_SECONDS:g} s", file=sys.stderr)
             return 1
-        rows = describe(inventory.devices(), decide)
+        rows = describe(inventory.devices(), decide, share)
     finally:
         inventory.stop()
     print(render(rows, args.output), end="")
     return 0
 
 
-def describe(devices: Iterable[Device], decide: DeviceFilter) -> list[dict[str, Any]]:
+def describe(
+    devices: Iterable[Device], decide: DeviceFilter, share: DeviceFilter | None = None
+) -> list[dict[str, Any]]:
     """Return each device as data: its entry in a ResourceSlice, whether it is published, and if not why."""
+    from nri_dranet.dra.sharing import fits, shared_entry  # noqa: PLC0415 - the help text needs none of it
+
     rows = []
     for device in devices:
         why = device.refused or ("" if decide.keeps(device.name, device.attributes) else _FILTERED)
-        rows.append({**device.entry(), "published": not why, **({"reason": why} if why else {})})
+        entry = shared_entry(device.entry()) if not why and fits(share, device) else device.entry()
+        rows.append({**entry, "published": not why, **({"reason": why} if why else {})})
     return rows
 
 
@@ -115,10 +123,12 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 
 def _row(row: dict[str, Any]) -> tuple[str, ...]:
     addresses = ",".join(filter(None, (_value(row, "ipv4"), _value(row, "ipv6"))))
-    names = ("ifName", "type", "state", "mtu", "mac")
+    kind = (_value(row, "type") or "-") + (", shared" if row.get("allowMultipleAllocations") else "")
     return (
         str(row["name"]),
-        *(_value(row, name) or "-" for name in names),
+        _value(row, "ifName") or "-",
+        kind,
+        *(_value(row, name) or "-" for name in ("state", "mtu", "mac")),
         addresses or "-",
         _value(row, "pciAddress") or "-",
         _value(row, "rdmaDevice") or "-",

@@ -122,6 +122,12 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     flag(
         "filter", DEFAULT_FILTER, "CEL expression; devices for which it is false are not published; empty: publish all"
     )
+    flag(
+        "share",
+        "",
+        "CEL expression, as for --filter; devices for which it is true stay on the host, and each claim gets a "
+        "sub-interface of them; empty: none",
+    )
     flag("db-path", "", "the journal's file; empty: journal.db in --state-dir")
     flag("inventory-min-poll-interval", "2s", "one write of a flapping node's ResourceSlices in this time", duration)
     flag("inventory-max-poll-interval", "1m", "full scan of the node at least in this time", duration)
@@ -193,6 +199,7 @@ def run_options(args: argparse.Namespace, host_name: str) -> Options:
         driver_name=args.driver_name,
         bind_address=args.bind_address,
         filter=args.filter,
+        share=args.share,
         journal=Path(args.db_path) if args.db_path else state / "journal.db",
         state_dir=state,
         kubelet_root_dir=kubelet,

@@ -1,4 +1,4 @@
-"""Two devices of one pod that cannot both be as planned: same name, address, VRF table, route or VLAN."""
+"""Devices that cannot all be as planned: same name, address, VRF table or route in one pod, children of one parent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nri_dranet.dra import plan_routes
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from nri_dranet.claims.plan import DevicePlan, PodState
+    from nri_dranet.claims.plan import DevicePlan, PodState, SubInterface
     from nri_dranet.dra.plan_model import Problems
     from nri_dranet.netlink.model import Route
 
@@ -45,7 +45,6 @@ def _pair(planned: Planned, pod: PodState, other: Planned, theirs: PodState, pro
     _vrfs(pod, other, theirs, problems)
     _addresses(pod, other, theirs, problems)
     _configured_routes(planned, pod, other, problems)
-    _vlans(planned, pod, other, theirs, problems)
 
 
 def _names(pod: PodState, other: Planned, theirs: PodState, problems: Problems) -> None:
@@ -117,20 +116,39 @@ def _configured_routes(planned: Planned, pod: PodState, other: Planned, problems
             )
 
 
-def _vlans(planned: Planned, pod: PodState, other: Planned, theirs: PodState, problems: Problems) -> None:
-    mine, yours = pod.sub_interface, theirs.sub_interface
-    if (
-        mine is not None
-        and yours is not None
-        and mine.vlan_id is not None
-        and mine.vlan_id == yours.vlan_id
-        and planned.plan.key.device == other.plan.key.device
-    ):
+def check_siblings(own: Sequence[tuple[Planned, Problems]], others: Iterable[Planned]) -> None:
+    """Refuse children that cannot be on one device together, in whichever pods they are.
+
+    The kernel has a VLAN once on a device, macvlans or ipvlans but not both, one mode for all ipvlans, and no macvlan
+    beside one in mode passthru (``net/8021q/vlan.c``, ``drivers/net/macvlan.c``, ``drivers/net/ipvlan/ipvlan_main.c``).
+    """
+    known = [each for each in others if each.plan.pod is not None and each.plan.pod.sub_interface is not None]
+    for planned, problems in own:
+        mine = planned.plan.pod.sub_interface if planned.plan.pod is not None else None
+        if mine is None:
+            continue
+        for other in known:
+            theirs = other.plan.pod.sub_interface if other.plan.pod is not None else None
+            if theirs is not None and other.plan.key.device == planned.plan.key.device:
+                _sibling(mine, theirs, other.who, problems)
+        known.append(planned)
+
+
+def _sibling(mine: SubInterface, theirs: SubInterface, who: str, problems: Problems) -> None:
+    where = ("interface", "subInterface")
+    both = {mine.kind, theirs.kind}
+    if both == {"vlan"} and mine.vlan_id == theirs.vlan_id:
+        problems.field((*where, "vlanID"), mine.vlan_id, f"must differ from that of {who} on the same device")
+    elif both == {"macvlan", "ipvlan"}:
         problems.field(
-            ("interface", "subInterface", "vlanID"),
-            mine.vlan_id,
-            f"must differ from that of {other.who} on the same device",
+            (*where, "type"), mine.kind, f"must not be mixed with the {theirs.kind} of {who} on the same device"
         )
+    elif both == {"ipvlan"} and mine.mode != theirs.mode:
+        text = f"must be {theirs.mode}, as that of {who}: all ipvlans of a device have one mode"
+        problems.field((*where, "mode"), mine.mode, text)
+    elif both == {"macvlan"} and "passthru" in {mine.mode, theirs.mode}:
+        text = f"cannot be beside the macvlan of {who} in mode {theirs.mode}: one in mode passthru has its device alone"
+        problems.field((*where, "mode"), mine.mode, text)
 
 
 def without_repeats(plans: Sequence[Planned], others: Iterable[Planned]) -> list[DevicePlan]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from nri_dranet.api.checks import SUB_INTERFACE_MODES
 from nri_dranet.attach.snapshot import take_snapshot
 from nri_dranet.bpf import pinned_links
 from nri_dranet.claims.plan import DeviceKind, DeviceLimits
 from nri_dranet.dra.plan_model import DeviceFactsIn, NodeFacts
+from nri_dranet.netlink import rtnl
 from nri_dranet.netlink.codec import NetlinkError
 from nri_dranet.netlink.ethtool import Ethtool
 from nri_dranet.netlink.sockets import RtnlSocket
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from nri_dranet.dra.hardware import Hardware
     from nri_dranet.netlink.model import Link
     from nri_dranet.store.journal import Journal
+
+_NEVER_MADE = "dra-never-made"
 
 _ON_LOWER = frozenset({"macvlan", "macvtap", "vlan", "ipvlan", "ipvtap"})
 
@@ -55,6 +59,11 @@ class KnownDevice(Protocol):
         """Why it may not be given away; "" where it may."""
         ...
 
+    @property
+    def attributes(self) -> Mapping[str, Mapping[str, Any]]:
+        """Its attributes there."""
+        ...
+
     def entry(self) -> dict[str, Any]:
         """Its entry in the ResourceSlice."""
         ...
@@ -71,7 +80,15 @@ class Inventory(Protocol):
 class PlanInputs:
     """Reads what ``planner.plan_claim`` needs. Thread-safe: each read borrows a socket of its own."""
 
-    def __init__(self, inventory: Inventory, journal: Journal, hardware: Hardware, *, bpf_root: str) -> None:
+    def __init__(
+        self,
+        inventory: Inventory,
+        journal: Journal,
+        hardware: Hardware,
+        *,
+        bpf_root: str,
+        shares: Callable[[KnownDevice], bool] = lambda _: False,
+    ) -> None:
         """Keep sockets in this process's namespace, the host's.
 
         Args:
@@ -79,11 +96,14 @@ class PlanInputs:
             journal: the claims; a device that is in a pod is described by the plan that brought it there.
             hardware: SR-IOV relations and RDMA character devices.
             bpf_root: the BPF file system in which pinned links are looked for.
+            shares: tells whether pods get children of a device.
         """
         self._inventory = inventory
         self._journal = journal
         self._hardware = hardware
         self._bpf_root = bpf_root
+        self._shares = shares
+        self._kinds: set[str] = set()
         self._lock = threading.Lock()
         self._idle: list[_Eyes] = []
         self._closed = False
@@ -160,6 +180,7 @@ class PlanInputs:
         if link is not None and link.kind in _ON_LOWER and link.lower and link.lower_netnsid is None:
             lower = eyes.host.link(index=link.lower)
         virtual = link is not None and self._hardware.is_virtual_function(link)
+        shared = self._shares(known)
         return DeviceFactsIn(
             name=known.name,
             link=link,
@@ -178,10 +199,17 @@ class PlanInputs:
                 tuple(
                     pin.link.id for pin in pinned_links(link.index, self._bpf_root, xdp_program_id=link.xdp_program_id)
                 )
-                if pins and link is not None
+                if pins and link is not None and not shared
                 else ()
             ),
+            shared=shared,
+            no_kinds=self._no_kinds(eyes) if shared else frozenset(),
         )
+
+    def _no_kinds(self, eyes: _Eyes) -> frozenset[str]:
+        """Return the kinds of children that the kernel cannot make; one that it could make once it can make."""
+        self._kinds |= {kind for kind in SUB_INTERFACE_MODES if kind not in self._kinds and eyes.makes(kind)}
+        return frozenset(SUB_INTERFACE_MODES.keys() - self._kinds)
 
     @contextmanager
     def _eyes(self) -> Iterator[_Eyes]:
@@ -220,6 +248,15 @@ class _Eyes:
     def close(self) -> None:
         self.host.close()
         self.ethtool.close()
+
+    def makes(self, kind: str) -> bool:
+        """Tell whether the kernel knows a kind of link; asks for one without a parent, which it refuses to make.
+
+        Raises:
+            NetlinkError: the kernel does not answer.
+        """
+        error = self.host.batch([rtnl.new_link(kind, _NEVER_MADE)])[0].error
+        return error is None or error.errno != errno.EOPNOTSUPP
 
     def fixed_features(self, index: int) -> dict[str, bool]:
         """Return the ethtool features that an interface cannot change, and their values; none where it tells none.

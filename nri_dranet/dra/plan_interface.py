@@ -34,6 +34,9 @@ _KEPT_FLAGS: Final = IFA_F_NOPREFIXROUTE | IFA_F_MCAUTOJOIN
 _IPOIB_FIXED_BYTES: Final = 12
 """QPN and subnet prefix of an IPoIB address, which cannot be changed (``ipoib_check_lladdr``)."""
 
+_MODULES: Final = {"vlan": "8021q"}
+"""Kernel modules that are not called like the kind of link that they bring."""
+
 _WITHIN_LOWER: Final = frozenset({"macvlan", "macvtap", "vlan"})
 """Kinds whose MTU the kernel holds to that of the interface below them."""
 
@@ -47,6 +50,8 @@ def plan_interface(
     interface = config.interface
     link = host.link
     child = _child(interface, device, problems)
+    if child is not None:
+        _check_child(config, child, device, link, problems)
     vrf = VrfPlan(name=interface.vrf.name, table=interface.vrf.effective_table) if interface.vrf else None
     name = interface.name or link.name
     if not interface.name:
@@ -64,7 +69,7 @@ def plan_interface(
     rules = plan_routes.configured_rules(config)
     if vrf is None:
         rules += plan_routes.copied_rules(node.rules, from_host, link.name, name)
-    ethtool = config.ethtool
+    ethtool = config.ethtool if child is None else None
     return PodState(
         name=name,
         mtu=interface.mtu,
@@ -84,8 +89,9 @@ def plan_interface(
         private_flags=plan_private_flags(ethtool, host.private_flags, problems) if ethtool else {},
         vrf=vrf,
         sub_interface=child,
-        detach_bpf=interface.disable_ebpf_programs,
-        pinned_bpf_links=device.pinned_bpf_links if interface.disable_ebpf_programs else (),
+        # Nobody on the host can have put a program on a child.
+        detach_bpf=interface.disable_ebpf_programs and child is None,
+        pinned_bpf_links=device.pinned_bpf_links if interface.disable_ebpf_programs and child is None else (),
     )
 
 
@@ -102,6 +108,27 @@ def _child(interface: Interface, device: DeviceFactsIn, problems: Problems) -> S
         return SubInterface(kind="macvlan", mode="bridge")
     modes = SUB_INTERFACE_MODES[wanted.type]
     return SubInterface(kind=wanted.type, mode=wanted.mode or (modes[0] if modes else None), vlan_id=wanted.vlan_id)
+
+
+def _check_child(
+    config: NetworkConfig, child: SubInterface, device: DeviceFactsIn, link: Link, problems: Problems
+) -> None:
+    """Refuse a child that the kernel would refuse, and what it could only have of its parent."""
+    given = config.interface.sub_interface is not None
+    if child.kind in device.no_kinds:
+        known = ", ".join(kind for kind in SUB_INTERFACE_MODES if kind not in device.no_kinds)
+        allowed = f"must be one of {known}" if known else "cannot be made"
+        text = f"{allowed}: the node's kernel has no {child.kind} (module {_MODULES.get(child.kind, child.kind)})"
+        problems.field(("interface", "subInterface", "type"), child.kind if given else None, text)
+    if not link.up:
+        problems.device(
+            f"is shared but down on the host, so that the {child.kind} would have no link: "
+            f"set it up (ip link set {link.name} up)"
+        )
+    if config.ethtool is not None and (config.ethtool.features or config.ethtool.private_flags):
+        problems.field(
+            ("ethtool",), None, "must be left out: a sub-interface takes its offloads from the shared device"
+        )
 
 
 def _check_host_name(name: str, problems: Problems) -> None:
@@ -196,6 +223,9 @@ def _check_hardware_address(interface: Interface, link: Link, child: SubInterfac
         return
     if child is not None and child.kind == "ipvlan":
         problems.field(where, wanted, "must be left out: an ipvlan child has the address of its parent")
+        return
+    if child is not None and child.mode == "passthru":
+        problems.field(where, wanted, "must be left out: a macvlan in mode passthru has the address of its parent")
         return
     size = _size(wanted)
     if link.type not in {ARPHRD_ETHER, ARPHRD_INFINIBAND}:

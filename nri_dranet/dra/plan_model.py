@@ -31,6 +31,7 @@ class DeviceFactsIn:
         refused: Why it may not be given to a pod, in words; empty: it may.
         limits: What bounds its settings beside its link.
         shared: It is published with ``allowMultipleAllocations``: pods get children of it, it stays.
+        no_kinds: Kinds of children that the node's kernel cannot make.
         pinned_bpf_links: Ids of the BPF links on it that are pinned in a BPF file system.
     """
 
@@ -43,6 +44,7 @@ class DeviceFactsIn:
     refused: str = ""
     limits: DeviceLimits = field(default_factory=DeviceLimits)
     shared: bool = False
+    no_kinds: frozenset[str] = frozenset()
     pinned_bpf_links: tuple[int, ...] = ()
 
 

@@ -6,6 +6,7 @@ plan a claim without touching anything.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +81,7 @@ def plan_claim(
         devices: what the inventory knows, by device name.
         hosts: how the interfaces are on the host, by device name.
         node: the node's policy rules and RDMA mode.
-        others: plans of other claims; those that share a pod with this one are checked against it.
+        others: plans of other claims; those that share a pod or a device with this one are checked against it.
         listed_by: which containers list which requests of the claim, where that is known.
 
     Raises:
@@ -109,9 +110,12 @@ def plan_claim(
             errors += problems.errors
         else:
             draft = _plan(result, config, device, host, node)
-            own.append((Planned(draft.plan, draft.problems.who, _configured(draft.plan, config)), draft.problems))
+            plan = _with_address(draft.plan, claim.ref.uid)
+            own.append((Planned(plan, draft.problems.who, _configured(plan, config)), draft.problems))
+    others = list(others)
     neighbours = list(_of_same_pods(claim, others))
     plan_collisions.check(own, neighbours)
+    plan_collisions.check_siblings(own, _children(claim, others))
     errors += [error for _, problems in own for error in problems.errors]
     if errors:
         raise PlanError(errors, unlisted)
@@ -156,6 +160,19 @@ def _plan(
     else:
         plan = replace(plan, pod=plan_interface(resolved.config, device, host, node, problems))
     return _Draft(plan, problems)
+
+
+def _with_address(plan: DevicePlan, uid: str) -> DevicePlan:
+    """Give a macvlan a hardware address of its own (locally administered), the same in each sandbox of its claim.
+
+    The kernel would make one up each time. In mode passthru it is the parent's.
+    """
+    pod = plan.pod
+    child = pod.sub_interface if pod is not None else None
+    if pod is None or child is None or child.kind != "macvlan" or child.mode == "passthru" or pod.hardware_address:
+        return plan
+    first, *rest = hashlib.sha256(f"{uid} {plan.request} {plan.key}".encode()).digest()[:6]
+    return replace(plan, pod=replace(pod, hardware_address=bytes([first & 0xFC | 0x02, *rest]).hex(":")))
 
 
 def _label(result: AllocationResult, device: DeviceFactsIn | None, host: HostState | None) -> str:
@@ -214,6 +231,14 @@ def _refuse_network_fields(resolved: Resolved, problems: Problems) -> None:
 def _configured(plan: DevicePlan, resolved: Resolved) -> frozenset[tuple[str, int]]:
     vrf = plan.pod.vrf.table if plan.pod and plan.pod.vrf else None
     return frozenset((route.destination, route.table) for route in configured_routes(resolved.config, vrf))
+
+
+def _children(claim: Claim, others: Iterable[ClaimPlan]) -> Iterator[Planned]:
+    for other in others:
+        if other.ref.uid != claim.ref.uid:
+            for plan in other.devices:
+                if plan.kind is DeviceKind.CHILD:
+                    yield Planned(plan, f"device {plan.label}, request {plan.request}, of claim {other.ref}")
 
 
 def _of_same_pods(claim: Claim, others: Iterable[ClaimPlan]) -> Iterator[Planned]:

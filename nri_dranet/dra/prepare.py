@@ -28,6 +28,7 @@ from nri_dranet.telemetry.logs import fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from nri_dranet.claims.facts import ClaimFacts
     from nri_dranet.claims.model import ClaimRef, PodRef
@@ -253,8 +254,13 @@ class Preparer:
                 raise
         return self._plan_and_record(claim)
 
+    def _turn(self, claim: Claim) -> AbstractContextManager[None]:
+        """Wait until no claim of the same pods or on the same devices is being planned."""
+        pods = {f"pod {pod.uid}" for pod in claim.pods}
+        return self._turns.hold(pods | {f"device {result.device}" for result in claim.results_of(self._driver)})
+
     def _plan_and_record(self, claim: Claim) -> ClaimRecord:
-        with self._turns.hold(pod.uid for pod in claim.pods):
+        with self._turn(claim):
             return self._keeper.prepare(self._plan(claim))
 
     def _plan(self, claim: Claim) -> ClaimPlan:
@@ -336,7 +342,7 @@ class Preparer:
         The record stays as it is then: without the new device's plan the claim's next pod would start without it.
         """
         try:
-            with self._turns.hold(pod.uid for pod in claim.pods):
+            with self._turn(claim):
                 self._keeper.replan(self._plan(claim))
         except PrepareError:
             return False

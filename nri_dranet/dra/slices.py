@@ -49,6 +49,8 @@ _NOT_FOUND: Final = 404
 _CONFLICT: Final = 409
 _INVALID: Final = 422
 _MAX_NAME: Final = 253
+_GATES: Final = {"allowMultipleAllocations": "DRAConsumableCapacity", "taints": "DRADeviceTaints"}
+"""Fields of a device that a server without the feature gate drops."""
 _DEVICE_IN_ERROR: Final = re.compile(r"spec\.devices\[([0-9]+)\]")
 _SLICE: Final = 32
 
@@ -474,7 +476,9 @@ class SlicePublisher:
             for name in device.entry.keys() - (kept.get(device.name) or {}).keys():
                 if name not in self._told_dropped and device.entry[name]:
                     self._told_dropped.add(name)
-                    LOG.error("the API server has dropped a field of the devices", extra=fields(field=name))
+                    gate = _GATES.get(name, "")
+                    cure = f"switch on its feature gate {gate} (also of the scheduler)" if gate else None
+                    LOG.error("the API server has dropped a field of the devices", extra=fields(field=name, cure=cure))
 
     def _read_owner(self) -> Mapping[str, Any]:
         owner = self._owner

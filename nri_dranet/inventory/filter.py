@@ -1,11 +1,11 @@
-"""The ``--filter``: a CEL expression that says which devices are published.
+"""The ``--filter`` and ``--share``: CEL expressions that say which devices are published, and which are shared.
 
 Two dialects are understood. The reference's: ``attributes["dra.net/type"].StringValue`` (``IntValue``, ``BoolValue``,
 ``VersionValue``). That of device classes: ``device.attributes["dra.net"].type``; ``device.driver``,
 ``device.capacity`` and the device's ``name`` are there too (capacity is empty: no device has any).
 
-False or no boolean leaves a device out; an error of evaluation keeps it, as the reference does. The usual expressions
-are decided without a CEL library, which costs memory and time at start.
+False or no boolean leaves a device out; an error of evaluation keeps it for ``--filter``, as the reference does. The
+usual expressions are decided without a CEL library, which costs memory and time at start.
 """
 
 from __future__ import annotations
@@ -41,18 +41,22 @@ _DOMAINS: Final = ("dra.net", "resource.kubernetes.io")
 class DeviceFilter:
     """Decides by an expression. Thread-safe."""
 
-    def __init__(self, expression: str, driver: str) -> None:
+    def __init__(self, expression: str, driver: str, *, flag: str = "--filter", on_error: bool = True) -> None:
         """Compile an expression.
 
         Args:
             expression: CEL; empty keeps everything.
             driver: the driver's name, for ``device.driver``.
+            flag: where the expression comes from, for messages.
+            on_error: the verdict on a device on which it fails.
 
         Raises:
             ValueError: it does not compile, or names what there is not; the text has the position.
         """
         self.expression = expression.strip()
         self._driver = driver
+        self._flag = flag
+        self._on_error = on_error
         self._program: Any = None
         self._told: set[str] = set()
         self._cache: dict[str, tuple[Mapping[str, Any], bool]] = {}
@@ -83,7 +87,7 @@ class DeviceFilter:
         try:
             program = _library().compile(self.expression)
         except (ValueError, RuntimeError, TypeError) as error:
-            raise ValueError(f"--filter: {self.expression!r} is no CEL expression: {error}") from error
+            raise ValueError(f"{self._flag}: {self.expression!r} is no CEL expression: {error}") from error
         # An expression that asks for what there is not would fail on every device, and so keep every device.
         bound = {match[1] for match in _BINDING.finditer(self.expression)}
         for word in sorted(set(program.variables()) - _VARIABLES - _TYPES - bound):
@@ -92,7 +96,7 @@ class DeviceFilter:
             program.execute(_variables(self._driver, "", {}))
         except RuntimeError as error:
             if "ndefined" in str(error):
-                raise ValueError(f"--filter: {self.expression!r}: {error}") from error
+                raise ValueError(f"{self._flag}: {self.expression!r}: {error}") from error
         except Exception as error:  # noqa: BLE001 - a device without attributes says nothing more about the expression
             LOG.debug("the filter fails on a device without attributes", extra=fields(error=error))
         return program
@@ -101,16 +105,18 @@ class DeviceFilter:
         found = re.search(rf"\b{re.escape(word)}\b", self.expression)
         line = self.expression.count("\n", 0, found.start()) + 1 if found else 1
         column = found.start() - self.expression.rfind("\n", 0, found.start()) if found else 1
-        return f"--filter: {self.expression!r}, line {line}, column {column}: unknown {what} {word!r}; {known}"
+        return f"{self._flag}: {self.expression!r}, line {line}, column {column}: unknown {what} {word!r}; {known}"
 
     def _evaluate(self, name: str, attributes: Mapping[str, Mapping[str, Any]]) -> bool:
         try:
             answer = self._program.execute(_variables(self._driver, name, attributes))
-        except Exception as error:  # noqa: BLE001 - whatever an expression runs into, the device stays (the reference)
-            self._tell("error", "the filter fails on a device, which is kept; more are not told", name, str(error))
-            return True
+        except Exception as error:  # noqa: BLE001 - whatever an expression runs into, there is a verdict (the reference)
+            verdict = "kept" if self._on_error else "left out"
+            text = f"the expression of {self._flag} fails on a device, which is {verdict}; more are not told"
+            self._tell("error", text, name, str(error))
+            return self._on_error
         if not isinstance(answer, bool):
-            text = "the filter gives no boolean for a device, which is left out; more are not told"
+            text = f"the expression of {self._flag} gives no boolean for a device, which is left out; more are not told"
             self._tell("kind", text, name, f"it gives {answer!r}")
             return False
         return answer
@@ -118,7 +124,7 @@ class DeviceFilter:
     def _tell(self, kind: str, text: str, name: str, error: str) -> None:
         if kind not in self._told:
             self._told.add(kind)
-            LOG.warning(text, extra=fields(device=name, error=error, filter=self.expression))
+            LOG.warning(text, extra=fields(device=name, error=error, expression=self.expression))
 
 
 def _library() -> Any:

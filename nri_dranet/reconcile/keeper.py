@@ -593,7 +593,7 @@ class Keeper:
     ) -> None:
         for other in self.journal.of_device(device.key.device):
             held = other.uid != record.uid and other.holder is not None
-            if held and device.moves and any(d.key == device.key and d.moves for d in other.plan.devices):
+            if held and any(device.excludes(theirs) for theirs in other.plan.devices):
                 raise self._refused(records, sandbox.pod, "DeviceInUse", str(ConflictError(device, other)))
 
     def _settle(
@@ -650,9 +650,7 @@ class Keeper:
     def _refuse_conflicts(self, plan: ClaimPlan) -> None:
         for device in plan.devices:
             for other in self.journal.of_device(device.key.device):
-                if other.uid == plan.ref.uid or not device.moves:
-                    continue
-                if any(d.key == device.key and d.moves for d in other.plan.devices):
+                if other.uid != plan.ref.uid and any(device.excludes(theirs) for theirs in other.plan.devices):
                     raise ConflictError(device, other)
 
     def _remove_receipts(self, record: ClaimRecord) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from nri_dranet.claims.facts import Phase
 from nri_dranet.status.health import Health, health, worst
 
 if TYPE_CHECKING:
@@ -34,7 +35,10 @@ class HealthBook:
         with self._lock:
             for claim in claims:
                 self._claims[claim.ref.uid] = {
-                    (facts.key.pool, facts.key.device): health(facts) for facts in claim.devices
+                    (facts.key.pool, facts.key.device): health(facts)
+                    for facts in claim.devices
+                    # What a pod does to its child of a shared device is no ailment of the device.
+                    if facts.key.share_id is None or facts.phase is not Phase.LOST
                 }
             self._publish()
 

@@ -12,8 +12,10 @@ import pytest
 import yaml
 
 from nri_dranet.cli.devices import add_arguments, describe, render, run
+from nri_dranet.dra.sharing import compiled
 from nri_dranet.inventory.device import Device
 from nri_dranet.inventory.filter import DeviceFilter
+from nri_dranet.netlink.model import Link
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,3 +105,14 @@ def test_nothing_to_publish() -> None:
     device = Device(name="lo", refused="it is the loopback interface")
     text = render(describe([device], DeviceFilter("", "dra.net")), "table")
     assert text.startswith("No device would be published.\n\nNot published:\n  lo  -  it is the loopback interface")
+
+
+def test_a_shared_device_is_shown_as_such() -> None:
+    """With the flag of the daemon the command shows which devices would be shared."""
+    device = Device(
+        name="eth1", link=Link(index=7, name="eth1", type=1), attributes={"dra.net/type": {"string": "veth"}}
+    )
+    rows = describe([device], DeviceFilter("", "dra.net"), compiled('device.attributes["dra.net"].type == "veth"', "d"))
+    assert rows[0]["allowMultipleAllocations"] is True
+    assert "veth, shared" in render(rows, "table")
+    assert "allowMultipleAllocations" not in describe([device], DeviceFilter("", "dra.net"), compiled("", "d"))[0]

@@ -29,6 +29,7 @@ def link(**fields: Any) -> Link:
         "max_mtu": 65535,
         "address": "02:00:00:00:00:07",
         "tso_max_size": 65536,
+        "flags": 1,
     }
     return Link(**(base | fields))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from nri_dranet.api.resolve import resolve
 from nri_dranet.claims.allocation import AllocatedConfig, AllocationResult, Claim, parse_claim
 from nri_dranet.claims.codec import from_json, to_json
+from nri_dranet.claims.model import PodRef
 from nri_dranet.claims.plan import CharDevice, ClaimPlan, DeviceKind, HostState, RdmaPlan, SubInterface
 from nri_dranet.dra.planner import (
     DeviceFactsIn,
@@ -25,7 +27,14 @@ UVERBS = CharDevice(path="/dev/infiniband/uverbs0", major=231, minor=192)
 
 def link(name: str, index: int = 7, **fields: Any) -> Link:
     """Return an Ethernet link with the limits of a veth."""
-    base: dict[str, Any] = {"type": 1, "mtu": 1500, "min_mtu": 68, "max_mtu": 65535, "address": "02:00:00:00:00:07"}
+    base: dict[str, Any] = {
+        "type": 1,
+        "mtu": 1500,
+        "min_mtu": 68,
+        "max_mtu": 65535,
+        "address": "02:00:00:00:00:07",
+        "flags": 1,
+    }
     return Link(name=name, index=index, **(base | fields))
 
 
@@ -536,14 +545,137 @@ def test_rules_that_a_claim_repeats_for_each_device_are_there_once(node: Node) -
     assert [len(device.pod.rules) for device in node.plan().devices if device.pod] == [1, 0]
 
 
-def test_vlans_of_one_parent_must_differ(node: Node) -> None:
-    """Two VLAN children of one shared parent must have different ids."""
+def child(name: str, kind: str, **fields: Any) -> dict[str, Any]:
+    """Return a configuration with a sub-interface."""
+    return {"interface": {"name": name, "subInterface": {"type": kind, **fields}}}
+
+
+@pytest.mark.parametrize("same_pod", [True, False])
+@pytest.mark.parametrize(
+    ("one", "two", "words"),
+    [
+        (child("a", "vlan", vlanID=7), child("b", "vlan", vlanID=7), "vlanID: 7: must differ from that of device ens5"),
+        (child("a", "macvlan"), child("b", "ipvlan"), 'type: "ipvlan": must not be mixed with the macvlan of device'),
+        (child("a", "ipvlan"), child("b", "ipvlan", mode="l3"), 'mode: "l3": must be l2, as that of device ens5'),
+        (child("a", "macvlan"), child("b", "macvlan", mode="passthru"), 'mode: "passthru": cannot be beside'),
+        (child("a", "macvlan", mode="passthru"), child("b", "macvlan"), 'mode: "bridge": cannot be beside'),
+        (child("a", "vlan", vlanID=7), child("b", "vlan", vlanID=8), ""),
+        (child("a", "vlan", vlanID=7), child("b", "macvlan"), ""),
+        (child("a", "macvlan"), child("b", "macvlan", mode="private"), ""),
+        (child("a", "ipvlan"), child("b", "ipvlan", mode="l2"), ""),
+    ],
+)
+def test_children_of_one_device(
+    node: Node, one: dict[str, Any], two: dict[str, Any], words: str, same_pod: bool
+) -> None:
+    """What the kernel does not have on one device at once is refused, in one claim and between pods alike."""
+    if same_pod:
+        node.device("ens5", "a", shared=True)
+        node.results[0]["shareID"] = "s-1"
+        node.allocate("ens5", "b", shareID="s-2")
+        node.config(one, "a")
+    else:
+        first = Node()
+        first.name = "claim-0"
+        first.device("ens5", "a", shared=True)
+        first.results[0]["shareID"] = "s-1"
+        first.config(one)
+        node.others = [replace(first.plan(), pods=(PodRef("other", "pod", "another"),))]
+        node.device("ens5", "b", shared=True)
+        node.results[0]["shareID"] = "s-2"
+    node.config(two, "b")
+    if words:
+        (problem,) = node.problems()
+        assert problem.startswith(f"interface.subInterface.{words}")
+        assert ("of claim ns/claim-0" in problem) == (not same_pod)
+    else:
+        assert node.plan()
+
+
+def test_a_macvlan_keeps_its_hardware_address(node: Node) -> None:
+    """Each share has its own, unicast and locally administered, and the same in each sandbox of the claim."""
     node.device("ens5", "a", shared=True)
+    node.results[0]["shareID"] = "s-1"
     node.allocate("ens5", "b", shareID="s-2")
-    node.config({"interface": {"name": "v1", "subInterface": {"type": "vlan", "vlanID": 7}}}, "a")
-    node.config({"interface": {"name": "v2", "subInterface": {"type": "vlan", "vlanID": 7}}}, "b")
+    node.config({"interface": {"name": "a"}}, "a")
+    node.config({"interface": {"name": "b"}}, "b")
+    addresses = [device.pod.hardware_address for device in node.plan().devices if device.pod]
+    assert addresses == [device.pod.hardware_address for device in node.plan().devices if device.pod]
+    assert len(set(addresses)) == 2
+    assert all(address and int(address[:2], 16) & 3 == 2 for address in addresses)
+    node.config(child("a", "macvlan", mode="passthru"))
+    node.results.pop()
+    (device,) = node.plan().devices
+    assert device.pod is not None
+    assert device.pod.hardware_address is None
+
+
+@pytest.mark.parametrize(
+    ("facts", "parameters", "words"),
+    [
+        ({"link": link("ens5", flags=0)}, {}, "device ens5: is shared but down on the host"),
+        (
+            {"no_kinds": frozenset({"macvlan"})},
+            {},
+            "interface.subInterface.type: must be one of ipvlan, vlan: the node",
+        ),
+        (
+            {"no_kinds": frozenset({"ipvlan", "vlan"})},
+            child("a", "vlan", vlanID=7),
+            'interface.subInterface.type: "vlan": must be one of macvlan: the node\'s kernel has no vlan (m',
+        ),
+        (
+            {},
+            {"ethtool": {"features": {"tso": False}}},
+            "ethtool: must be left out: a sub-interface takes its offloads",
+        ),
+        (
+            {},
+            {
+                "interface": {
+                    "hardwareAddr": "02:00:00:00:00:01",
+                    "subInterface": {"type": "macvlan", "mode": "passthru"},
+                }
+            },
+            'interface.hardwareAddr: "02:00:00:00:00:01": must be left out: a macvlan in mode passthru',
+        ),
+    ],
+)
+def test_a_child_that_cannot_be_made_is_refused(
+    node: Node, facts: dict[str, Any], parameters: dict[str, Any], words: str
+) -> None:
+    """What the kernel would refuse at attach is refused before."""
+    node.device("ens5", shared=True, **facts)
+    node.results[0]["shareID"] = "s-1"
+    node.config(parameters)
     (problem,) = node.problems()
-    assert problem.startswith("interface.subInterface.vlanID: 7: must differ from that of device ens5, request a")
+    assert problem.startswith(words)
+
+
+def test_programs_of_the_host_are_not_taken_from_a_parent(node: Node) -> None:
+    """A child has none of them, and those of its parent stay."""
+    node.device("ens5", shared=True, pinned_bpf_links=(5,))
+    node.results[0]["shareID"] = "s-1"
+    node.config({"interface": {"disableEbpfPrograms": True}})
+    (device,) = node.plan().devices
+    assert device.pod is not None
+    assert (device.pod.detach_bpf, device.pod.pinned_bpf_links) == (False, ())
+
+
+def test_what_cannot_be_in_pods_at_once(node: Node) -> None:
+    """One device twice, or one whole beside a child of it; two shares of one device can."""
+    node.device("ens5")
+    (whole,) = node.plan().devices
+    one, two = (
+        replace(whole, kind=DeviceKind.CHILD, key=replace(whole.key, share_id=share)) for share in ("s-1", "s-2")
+    )
+    assert whole.excludes(whole)
+    assert whole.excludes(one)
+    assert one.excludes(whole)
+    assert one.excludes(one)
+    assert not one.excludes(two)
+    assert not one.excludes(replace(whole, key=replace(whole.key, device="ens6")))
+    assert not one.excludes(replace(whole, kind=DeviceKind.ADMIN))
 
 
 def test_results_and_configs_may_be_built_by_hand() -> None:

@@ -74,6 +74,15 @@ def test_error_keeps_and_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     assert len([record for record in caplog.records if "fails on a device" in record.message]) == 1
 
 
+def test_another_flag_is_named_and_may_leave_out(caplog: pytest.LogCaptureFixture) -> None:
+    """An expression that fails shares nothing: a device is given whole then, as without the flag."""
+    found = DeviceFilter('attributes["none"].StringValue == "x"', "dra.net", flag="--share", on_error=False)
+    assert not found.keeps("eth0", ETH)
+    assert "--share fails on a device, which is left out" in caplog.records[0].message
+    with pytest.raises(ValueError, match="--share: "):
+        DeviceFilter("nothing", "dra.net", flag="--share")
+
+
 def test_no_boolean_leaves_out(caplog: pytest.LogCaptureFixture) -> None:
     """An expression that gives something else than a boolean keeps nothing, and that is told once."""
     found = DeviceFilter("name", "dra.net")
