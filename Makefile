@@ -11,7 +11,7 @@ BIN := .venv/bin
 # A test that hangs ends the run, and its threads' stacks are shown.
 PYTEST := $(BIN)/python -m pytest -o faulthandler_timeout=240 -o faulthandler_exit_on_timeout=true
 
-.PHONY: help setup test unit node lint format protos demo bench runtime parts clean
+.PHONY: help setup test unit node lint format protos demo bench runtime vm parts clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,10 @@ parts: setup ## build the real containerd, runc and CNI plugins from their Go mo
 
 runtime: parts ## the driver against real containerd 2.4 and 1.7 (root, Go 1.26)
 	$(PYTEST) tests/runtime -m runtime $(ARGS)
+
+vm: setup ## the driver on a guest kernel with RDMA, SR-IOV, VRF and more (Debian 12, amd64; no hardware virtualisation)
+	@hack/packages iproute2 util-linux gcc make zstd binutils
+	$(PYTEST) tests/vm -m vm $(ARGS)
 
 clean: ## remove .venv and everything else that was made here (not the user's cache)
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage htmlcov dist build

@@ -1,0 +1,128 @@
+"""Tests that need a guest kernel: collected here, run in there, and reported here as pytest's own.
+
+On the machine the tests of this folder are items like any other; whoever runs them boots the guest, which runs the
+same selection and sends its reports back. A guest that dies fails the test that it was running, and a fresh one goes
+on with the rest.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from hack.vm.boot import Guest, GuestError
+from hack.vm.image import make
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from hack.vm.image import Image
+
+INSIDE = "NRI_DRANET_GUEST" in os.environ
+
+
+class Runner:
+    """Runs the session's guest tests, a group of equal kernel arguments at a time."""
+
+    def __init__(self, items: list[pytest.Item], options: list[str]) -> None:
+        self._waiting = items
+        self._options = options
+        self._image: Image | None = None
+        self._guest: Guest | None = None
+        self._messages: Iterator[dict[str, Any]] = iter(())
+
+    def reports(self, item: pytest.Item) -> list[dict[str, Any]]:
+        """Return the reports of the next test.
+
+        Raises:
+            GuestError: The guest died under it.
+        """
+        try:
+            if self._guest is None:
+                self._boot(item)
+            return self._hear(item.nodeid)
+        except GuestError:
+            self.close()
+            raise
+        finally:
+            self._waiting.remove(item)
+            if not self._waiting or arguments_of(self._waiting[0]) != arguments_of(item):
+                self.close()
+
+    def _boot(self, item: pytest.Item) -> None:
+        if self._image is None:
+            self._image = make()
+        wanted = arguments_of(item)
+        tests = [each.nodeid for each in self._waiting if arguments_of(each) == wanted]
+        self._guest = Guest(self._image, tests, options=self._options, arguments=wanted)
+        self._messages = self._guest.messages()
+
+    def _hear(self, nodeid: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        for message in self._messages:
+            if "broken" in message:
+                raise GuestError(f"the tests cannot be collected in the guest:\n{message['broken']}")
+            if "report" in message and message["report"]["nodeid"] == nodeid:
+                found.append(message["report"])
+            if message.get("finish") == nodeid:
+                return found
+        raise GuestError(f"the guest has not run {nodeid}")
+
+    def close(self) -> None:
+        """End the guest."""
+        if self._guest is not None:
+            self._guest.close()
+            self._guest = None
+
+
+def arguments_of(item: pytest.Item) -> str:
+    """Return the kernel arguments that a test asks for: ``vm(arguments="…")``."""
+    marker = item.get_closest_marker("vm")
+    return str(marker.kwargs.get("arguments", "")) if marker else ""
+
+
+_RUNNER = pytest.StashKey[Runner]()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of one guest together; the order within stays."""
+    items.sort(key=arguments_of)
+
+
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """Know all tests of the session before the first runs."""
+    if not INSIDE:
+        waiting = [item for item in session.items if item.get_closest_marker("vm")]
+        options = ["--tb=short"] + (["-x"] if session.config.getoption("maxfail") == 1 else [])
+        session.config.stash[_RUNNER] = Runner(waiting, options)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+    """Have a test run in the guest and report what came of it."""
+    if INSIDE or not item.get_closest_marker("vm"):
+        return None
+    hook, config = item.ihook, item.config
+    hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    try:
+        reports = [
+            config.hook.pytest_report_from_serializable(config=config, data=data)
+            for data in config.stash[_RUNNER].reports(item)
+        ]
+    except GuestError as error:
+        reports = [
+            pytest.TestReport(item.nodeid, item.location, dict(item.keywords), "failed", str(error), "call"),
+        ]
+    for report in reports:
+        hook.pytest_runtest_logreport(report=report)
+    hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Leave no guest behind."""
+    if _RUNNER in config.stash:
+        config.stash[_RUNNER].close()
