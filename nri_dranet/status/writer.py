@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from nri_dranet.claims.facts import ClaimFacts, Phase
 from nri_dranet.kube.client import ApiError
+from nri_dranet.status.census import Census
 from nri_dranet.status.desired import Desired, desired_status
 from nri_dranet.status.wire import ClaimGoneError, StatusWire, UnwritableError, missing_permission
 from nri_dranet.telemetry import metrics
@@ -134,6 +135,7 @@ class StatusWriter:
         self._prepared_delay = prepared_delay
         self._entries: dict[str, _Entry] = {}
         self._changed = threading.Condition()
+        self._census = Census()
         # Keeps "what is in the journal" and "what is the newest" together. Taken before ``_changed``.
         self._keeping = threading.Lock()
         self._stopping = False
@@ -207,6 +209,7 @@ class StatusWriter:
                 entry.held = uid in keep
                 if not entry.held:
                     entry.watched, entry.seen = False, None
+                    self._census.forget(uid)
                     if not entry.dirty and not entry.busy:
                         del self._entries[uid]
 
@@ -340,6 +343,10 @@ class StatusWriter:
                 newest = not entry.dirty
                 if newest:
                     entry.pause, entry.told = _FIRST_PAUSE, None
+                if desired is not None and entry.held:
+                    self._census.note(entry.facts.ref.uid, desired.entries)
+                elif gone:
+                    self._census.forget(entry.facts.ref.uid)
                 if newest and (gone or not entry.held):
                     self._entries.pop(entry.facts.ref.uid, None)
                 self._repair(entry)

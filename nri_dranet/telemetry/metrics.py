@@ -44,6 +44,11 @@ STATUS_LAG = Histogram(
     "nri_dranet_status_lag_seconds", "From a fact to its written status.", buckets=(*_FAST, 30, 60, 300)
 )
 STATUS_PENDING = Gauge("nri_dranet_status_pending", "Claims whose status waits to be written.")
+CONDITIONS = Gauge(
+    "nri_dranet_conditions",
+    "Conditions of devices in the statuses written, of claims that the node holds.",
+    ["type", "status", "reason"],
+)
 SLICE_WRITES = Counter("nri_dranet_slice_writes", "Writes of ResourceSlices, by verb and result.", ["verb", "result"])
 ATTRIBUTES_DROPPED = Counter("nri_dranet_attributes_dropped", "Attributes left out, by name.", ["attribute"])
 INVENTORY_RESYNCS = Counter("nri_dranet_inventory_resyncs", "Full scans of the node's links.", ["cause"])
