@@ -16,6 +16,7 @@ COMMANDS: Final = {
     "run": "the node daemon: joins kubelet and the container runtime, serves claims",
     "devices": "what this node would publish, and why each other interface is not",
     "status": "the devices of all claims of a cluster: node, pod, interface, addresses, conditions",
+    "explain": "what would happen with a claim on this node: values and their origin, the plan, every error",
     "demo": "one pod from its claim to its end on this machine, without a cluster",
 }
 

@@ -88,6 +88,7 @@ class PlanInputs:
         *,
         bpf_root: str,
         shares: Callable[[KnownDevice], bool] = lambda _: False,
+        probe: bool = True,
     ) -> None:
         """Keep sockets in this process's namespace, the host's.
 
@@ -97,12 +98,14 @@ class PlanInputs:
             hardware: SR-IOV relations and RDMA character devices.
             bpf_root: the BPF file system in which pinned links are looked for.
             shares: tells whether pods get children of a device.
+            probe: ask the kernel which kinds of children it makes, which may load a module; False: take it for all.
         """
         self._inventory = inventory
         self._journal = journal
         self._hardware = hardware
         self._bpf_root = bpf_root
         self._shares = shares
+        self._probe = probe
         self._kinds: set[str] = set()
         self._lock = threading.Lock()
         self._idle: list[_Eyes] = []
@@ -203,7 +206,7 @@ class PlanInputs:
                 else ()
             ),
             shared=shared,
-            no_kinds=self._no_kinds(eyes) if shared else frozenset(),
+            no_kinds=self._no_kinds(eyes) if shared and self._probe else frozenset(),
         )
 
     def _no_kinds(self, eyes: _Eyes) -> frozenset[str]:
