@@ -64,8 +64,8 @@ def resolve(sources: Sequence[ConfigSource]) -> Resolved:
     """Validate and merge documents, the most general first; a later one wins.
 
     Raises:
-        ConfigError: with every problem of every document; where each is right by itself, with every problem of what
-            they say together.
+        ConfigError: with every problem of every document, up to the document with which there are more than a message
+            lists; where each is right by itself, with every problem of what they say together.
     """
     errors: list[FieldError] = []
     merged: dict[str, Any] = {}
@@ -76,6 +76,9 @@ def resolve(sources: Sequence[ConfigSource]) -> Resolved:
         unreadable = {error.path for error in found}
         found += [error for error in map(_field_error, problems) if error.path not in unreadable]
         errors += [replace(error, origin=source.origin) for error in found]
+        if len(errors) > MAX_ERRORS:
+            # Nobody reads more of them, and each of 32 documents can take as long as this one.
+            break
         if model is not None:
             _merge(merged, _plain(model), source.origin, origins, ())
     if errors:

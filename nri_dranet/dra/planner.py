@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from nri_dranet.api.errors import ConfigError, FieldError
+from nri_dranet.api.errors import MAX_ERRORS, ConfigError, FieldError
 from nri_dranet.api.resolve import ConfigSource, Resolved, given, resolve
 from nri_dranet.claims.plan import ClaimPlan, DeviceKind, DeviceLimits, DevicePlan, RdmaPlan
 from nri_dranet.dra import plan_collisions
@@ -85,7 +85,7 @@ def plan_claim(
         listed_by: which containers list which requests of the claim, where that is known.
 
     Raises:
-        PlanError: with every problem of every device.
+        PlanError: with every problem of every device, up to the device with which there are more than a message lists.
     """
     node = node or NodeFacts()
     errors: list[FieldError] = []
@@ -95,6 +95,8 @@ def plan_claim(
     for result in claim.results_of(driver):
         sources = config_sources(claim, result)
         key = tuple(source.origin for source in sources)
+        if key not in resolved and len(errors) >= MAX_ERRORS:
+            break
         if key not in resolved:
             try:
                 resolved[key] = resolve(sources)
