@@ -211,7 +211,9 @@ def _keeper(folder: Path, engine: Any, stack: ExitStack) -> tuple[Any, Callable[
         engine=engine,
         observer=observer,
         receipts=Receipts(Path("/run/cdi-bench"), "dra.net"),
-        outlets=Outlets(facts=lambda _: None, event=lambda *_: None, held=lambda: None, compare=lambda: None),
+        outlets=Outlets(
+            facts=lambda _: None, event=lambda *_: None, held=lambda: None, compare=lambda: None, refresh=lambda _: None
+        ),
         inlets=Inlets(uplink=lambda _: "", claims_of_pod=lambda _: ()),
     )
     host = stack.enter_context(RtnlSocket())

@@ -7,7 +7,6 @@ import contextlib
 import gc
 import logging
 import signal
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,7 +227,11 @@ class Driver:
         self._health_book = HealthBook(self._tell_health)
         self._writer = StatusWriter(StatusWire(client, driver, node), driver, self._journal, event=self._claim_event)
         outlets = Outlets(
-            facts=self._facts_changed, event=self._event, held=self._held_changed, compare=self._compare_soon
+            facts=self._facts_changed,
+            event=self._event,
+            held=self._held_changed,
+            compare=self._compare_soon,
+            refresh=self._refresh_metadata,
         )
         self._keeper = Keeper(
             driver=driver,
@@ -301,7 +304,7 @@ class Driver:
     def _waits_for_its_sandbox(self, uid: str) -> bool:
         record = self._journal.get(uid)
         fresh = any(fact.phase is Phase.PREPARED for fact in record.facts) if record else False
-        return fresh and time.monotonic() - self._prepared_at.get(uid, 0.0) < _IN_FLIGHT_SECONDS
+        return fresh and time.monotonic() - self._prepared_at.get(uid, time.monotonic()) < _IN_FLIGHT_SECONDS
 
     # ---- what the parts tell each other
 
@@ -313,7 +316,9 @@ class Driver:
         """Something is known anew of a claim's devices. Hooks call this: it is quick."""
         self._writer.submit(facts)
         self._health_book.note(facts)
-        self._receipts.refresh(lambda: self._attached(facts.ref.uid))
+
+    def _refresh_metadata(self, uid: str) -> None:
+        self._receipts.refresh(lambda: self._attached(uid))
 
     def _attached(self, uid: str) -> tuple[ClaimPlan, Sequence[DeviceFacts]] | None:
         record = self._journal.get(uid)
@@ -460,11 +465,6 @@ class Driver:
         except JournalError as error:
             return str(error)
         return ""
-
-
-def threads() -> list[str]:
-    """Return the names of the threads that run, for tests and for the bench."""
-    return sorted(thread.name for thread in threading.enumerate())
 
 
 def _lost(fact: DeviceFacts | None) -> bool:

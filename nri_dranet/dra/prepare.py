@@ -21,8 +21,9 @@ from nri_dranet.dra.turns import Turns
 from nri_dranet.kube.client import ApiError
 from nri_dranet.kube.events import MAX_MESSAGE
 from nri_dranet.kube.resources import claim_path
-from nri_dranet.reconcile.keeper import ConflictError, Keeper, NotReturnedError
+from nri_dranet.reconcile.keeper import ConflictError, Keeper
 from nri_dranet.reconcile.locks import DeviceBusyError
+from nri_dranet.reconcile.returns import NotReturnedError
 from nri_dranet.store.database import JournalError
 from nri_dranet.telemetry.logs import fields
 

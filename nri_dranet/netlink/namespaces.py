@@ -10,19 +10,25 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import logging
 import os
 import socket
 import stat
 import sys
 from typing import TYPE_CHECKING, Final
 
+from nri_dranet.telemetry.logs import fields
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
     from typing import Self
 
+LOG = logging.getLogger(__name__)
+
 _CLONE_NEWNET: Final = 0x4000_0000
 _NS_GET_NSTYPE: Final = 0xB703
+_STUCK: Final = 70
 _OWN: Final = "/proc/thread-self/ns/net"
 
 
@@ -36,10 +42,6 @@ class NamespaceGoneError(Exception):
 
     def __str__(self) -> str:
         return f"no network namespace at {self.path}: {self.why}"
-
-
-class NamespaceStuckError(Exception):
-    """This thread could not go back to its own namespace. Nothing must run in it any more."""
 
 
 if sys.version_info >= (3, 12):  # pragma: no cover - the other branch is what 3.11 has
@@ -142,9 +144,11 @@ class NetNs:
     def entered(self) -> Iterator[None]:
         """Be inside with this thread for the length of a ``with`` block; nothing in it may await or change threads.
 
+        A thread that cannot leave would do the node's work in the pod from then on, whatever catches its error. So the
+        process ends at once if the way back fails: what is recorded survives that.
+
         Raises:
             OSError: entering is not permitted.
-            NamespaceStuckError: the way back failed; this thread must end.
         """
         home = _open(_OWN)
         try:
@@ -155,7 +159,8 @@ class NetNs:
                 try:
                     _setns(home)
                 except OSError as error:
-                    raise NamespaceStuckError(f"this thread cannot leave {self.path}: {error}") from error
+                    LOG.critical("a thread cannot leave a pod's namespace", extra=fields(path=self.path, error=error))
+                    os._exit(_STUCK)
         finally:
             os.close(home)
 

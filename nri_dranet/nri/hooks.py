@@ -155,7 +155,7 @@ class Hooks:
         LOG.info("the runtime listed its sandboxes", extra=fields(sandboxes=len(listing), running=len(running)))
         try:
             self._sandboxer.synchronize(running)
-        except Exception:
+        except Exception:  # the runtime waits for the answer with a lock of the whole node, and the list is kept
             LOG.exception("the runtime's list of sandboxes could not be taken in")
 
     # ---- inside
@@ -170,7 +170,7 @@ class Hooks:
 
         try:
             _counted(name, stop if name == "StopPodSandbox" else forget)
-        except Exception:
+        except Exception:  # the end of a sandbox cannot be refused; the reconciler finds what is left
             LOG.exception(
                 "the end of a sandbox was not handled", extra=fields(call=name, pod=sandbox.pod, id=sandbox.id)
             )

@@ -165,7 +165,7 @@ class NriSession:
                 joined = self._join()
             except OSError as error:
                 self._why = str(error)
-            except Exception as error:
+            except Exception as error:  # without this thread no pod gets its device any more
                 LOG.exception("the session with the container runtime failed")
                 self._why = f"internal error: {error}"
             if not joined:
@@ -189,7 +189,7 @@ class NriSession:
         connection = self._connection = Connection(Trunk(self._connect()))
         try:
             registration = connection.register(self._name, self._index)
-        except Exception:
+        except Exception:  # whatever it was, the connection is closed before it goes on up
             connection.close()
             raise
         # The runtime may configure this plugin before it has answered to the registration.
@@ -253,7 +253,7 @@ class NriSession:
                 connection.take_in()
         except (OSError, ProtocolError) as error:
             connection.end(str(error))
-        except Exception as error:
+        except Exception as error:  # the session begins anew with the next connection
             LOG.exception("the session with the container runtime failed")
             connection.end(f"internal error: {error}")
         connection.close()
@@ -281,7 +281,7 @@ class NriSession:
         if status is None:
             try:
                 self._hooks.late(request.method, request.payload)
-            except Exception:
+            except Exception:  # the reconciler takes back what is left of it
                 LOG.exception("what a late hook did could not be taken back", extra=fields(call=request.method))
         return False
 
@@ -295,7 +295,7 @@ class NriSession:
             return b"", Status(Code.UNKNOWN, str(error))
         except DecodeError:
             return b"", Status(Code.INVALID_ARGUMENT, f"request of {method} cannot be decoded")
-        except Exception as error:
+        except Exception as error:  # the runtime is owed an answer, and an error is the safe one
             LOG.exception("a hook failed unexpectedly", extra=fields(call=method))
             return b"", Status(Code.INTERNAL, f"internal error: {type(error).__name__}: {error}")
         if payload is None:
@@ -330,7 +330,7 @@ class NriSession:
         while (call := self._overdue_call()) is not None:
             try:
                 self._give_up(call)
-            except Exception as error:
+            except Exception as error:  # the watchdog must not die: the runtime would wait for ever
                 LOG.exception("a hook that hangs could not be answered for")
                 call.connection.end(f"internal error: {error}")
                 call.connection.close()

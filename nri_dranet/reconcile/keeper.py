@@ -23,6 +23,7 @@ from nri_dranet.reconcile import lookups, words
 from nri_dranet.reconcile.hooktypes import Adjustment, ContainerRef, HookError
 from nri_dranet.reconcile.locks import DeviceBusyError, DeviceLocks
 from nri_dranet.reconcile.namespaces import Namespaces
+from nri_dranet.reconcile.returns import NotReturnedError, Returns
 from nri_dranet.reconcile.sandboxes import Sandboxes, SandboxRef
 from nri_dranet.store.database import JournalError
 from nri_dranet.telemetry import metrics
@@ -31,7 +32,7 @@ from nri_dranet.telemetry.logs import fields
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from nri_dranet.claims.model import ClaimRef, DeviceKey, PodRef
+    from nri_dranet.claims.model import ClaimRef, PodRef
     from nri_dranet.claims.plan import ClaimPlan, DevicePlan
     from nri_dranet.netlink.namespaces import NetNs
     from nri_dranet.reconcile.ports import Attacher, Inlets, Observer, Outlets
@@ -53,10 +54,6 @@ class ConflictError(Exception):
             "it is free again when kubelet has released that claim"
         )
         self.other = other
-
-
-class NotReturnedError(Exception):
-    """A device is still in a pod's namespace and could not be brought home now; the text names it and the cause."""
 
 
 class Keeper:
@@ -85,6 +82,16 @@ class Keeper:
         self._inlets = inlets
         # Held while facts are read and told, so that the last that is told is the last that is recorded.
         self._telling = threading.RLock()
+        self.returns = Returns(
+            driver=driver,
+            journal=journal,
+            engine=engine,
+            observer=observer,
+            receipts=receipts,
+            outlets=outlets,
+            namespaces=self.namespaces,
+            tell=self.tell,
+        )
 
     @contextlib.contextmanager
     def holding(self, uids: Iterable[str], *, until: float, more: Iterable[str] = ()) -> Iterator[list[ClaimRecord]]:
@@ -152,7 +159,7 @@ class Keeper:
         """
         self.prepare(plan)
         with self.holding([plan.ref.uid], until=time.monotonic() + LOCK_SECONDS) as found:
-            self.give_back([record for record in found if record.holder is not None])
+            self.returns.give_back([record for record in found if record.holder is not None])
 
     def remember_pods(
         self,
@@ -201,8 +208,8 @@ class Keeper:
                 return
             (record,) = found
             if record.holder is not None or record.state is State.DETACHING:
-                (record,) = self.give_back([record])
-            self._remove_receipts(record)
+                (record,) = self.returns.give_back([record])
+            self.returns.remove_receipts(record)
             released = replace(record, facts=words.facts(record.plan, Phase.DETACHED, reason="Unprepared"))
             with self._telling:
                 self._outlets.facts(words.of_record(released))
@@ -285,8 +292,8 @@ class Keeper:
             return bool(self._claims_of(sandbox.pod))
         try:
             with self.holding([record.uid for record in records], until=deadline) as current:
-                self.give_back([r for r in current if r.holder is not None and r.holder.sandbox_id == sandbox.id])
-        except Exception as error:
+                self.leave([r for r in current if r.holder is not None and r.holder.sandbox_id == sandbox.id])
+        except Exception as error:  # the end of a sandbox cannot be refused
             known = isinstance(error, DeviceBusyError | JournalError | NotReturnedError)
             LOG.warning(
                 "devices are given back later",
@@ -329,13 +336,13 @@ class Keeper:
         try:
             records = list(self.journal.update([r.uid for r in records], state=State.ATTACHING, holder=holder))
         except JournalError:
-            self._let_go(sandbox.id)
+            self.returns.let_go(sandbox.id)
             raise
         plans = [device for record in records for device in record.plan.devices]
         try:
             facts = self._engine.attach(plans, netns, deadline=deadline)
             records = self._settle(records, holder, facts, deadline)
-        except Exception as error:
+        except Exception as error:  # whatever failed, the devices come home before the pod is refused
             raise self._take_back(records, sandbox.pod, error) from error
         metrics.ATTACHES.labels("attached", "").inc(len(plans))
         for record in records:
@@ -344,39 +351,13 @@ class Keeper:
         self._outlets.held()
         return records
 
-    def give_back(self, records: Sequence[ClaimRecord]) -> tuple[ClaimRecord, ...]:
-        """Bring the devices of claims home and restore them. The caller holds the locks of the devices.
-
-        A journal that cannot be written does not keep a device in a pod: the row says less than the kernel then, and
-        the reconciler goes on from both.
+    def leave(self, records: Sequence[ClaimRecord]) -> None:
+        """Let claims leave a sandbox that has ended: to another pod that uses them too, else home.
 
         Raises:
-            JournalError: the return could not be recorded; the reconciler goes on from there.
-            NotReturnedError: a device is still in the pod's namespace, which stays open; the reconciler tries again.
+            JournalError, NotReturnedError: as ``Returns.give_back`` says.
         """
-        if not records:
-            return ()
-        began = time.monotonic()
-        holder = next((record.holder for record in records if record.holder), None)
-        records = [self._leaving(record) for record in records]
-        for record in records:
-            self._observer.forget(record.uid)
-            self._remove_receipts(record)
-        try:
-            netns = self.namespaces.of(holder) if holder else None
-        except OSError as error:
-            raise NotReturnedError(f"the pod's namespace cannot be opened: {error}") from error
-        problems, stuck = self._bring_home(records, netns)
-        after = self._record_return([r for r in records if not lookups.keys(r) & stuck.keys()], problems)
-        if holder is not None:
-            self._let_go(holder.sandbox_id)
-        self._report_return(records, holder, problems, began)
-        for record in after:
-            self.tell(record)
-        self._outlets.held()
-        if stuck:
-            raise NotReturnedError("; ".join(f"device {text}" for text in stuck.values()))
-        return after
+        self.returns.give_back([record for record in records if not self._hand_over(record)])
 
     def watch(self, record: ClaimRecord, netns: NetNs) -> None:
         """Follow an attached claim's devices in their namespace, unless they are followed already. Never raises."""
@@ -388,18 +369,25 @@ class Keeper:
             LOG.warning("devices are not watched yet", extra=fields(claim=record.uid, error=error))
 
     def observed(self, uid: str, facts: Sequence[DeviceFacts]) -> None:
-        """Take what the observer saw of an attached claim."""
+        """Take what was seen of an attached claim; what could not be looked at keeps its interface, the hint to it."""
         with self._telling:
             record = self.journal.get(uid)
-            if record is None or record.state is not State.ATTACHED or record.facts == tuple(facts):
+            if record is None or record.state is not State.ATTACHED:
+                return
+            shown = {(fact.key, fact.request): fact.interface for fact in record.facts}
+            facts = tuple(
+                replace(f, interface=shown.get((f.key, f.request))) if f.phase is Phase.UNKNOWN else f for f in facts
+            )
+            if record.facts == facts:
                 return
             try:
                 changed = self.journal.set_facts(uid, facts, state=State.ATTACHED)
             except JournalError as error:
                 LOG.warning("facts not recorded", extra=fields(claim=uid, error=error))
-                changed = replace(record, facts=tuple(facts))
+                changed = replace(record, facts=facts)
             if changed is not None:
                 self._outlets.facts(words.of_record(changed))
+                self._outlets.refresh(uid)
 
     def late(self, sandbox: SandboxRef) -> None:
         """Give back what a hook attached after the runtime had been told that it failed.
@@ -453,7 +441,7 @@ class Keeper:
             raise self._refused(records, sandbox.pod, "JournalFailed", str(error)) from error
         except NotReturnedError as error:
             raise self._refused(records, sandbox.pod, "DeviceNotReturned", str(error)) from error
-        except Exception as error:
+        except Exception as error:  # a pod is refused in words, whatever the cause
             LOG.exception("a pod's devices cannot be attached", extra=fields(pod=sandbox.pod, sandbox=sandbox.id))
             raise self._refused(records, sandbox.pod, "AttachFailed", f"{type(error).__name__}: {error}") from error
 
@@ -481,77 +469,57 @@ class Keeper:
             return words.in_use(record, sandbox.pod)
         return next((f.message for f in record.facts if f.phase is Phase.ATTACH_FAILED and f.message), "")
 
+    def _hand_over(self, record: ClaimRecord) -> bool:
+        """Let another running pod of a claim whose devices stay on the host hold it from now on; False: there is none.
+
+        Raises:
+            JournalError: it cannot be recorded.
+        """
+        former = record.holder
+        if record.plan.moves or record.state is not State.ATTACHED or former is None:
+            return False
+        others = [each for pod in record.plan.pods for each in self.sandboxes.of_pod(pod.uid)]
+        other = next((each for each in others if each.id != former.sandbox_id), None)
+        if other is None:
+            return False
+        try:
+            netns = self.namespaces.enter(other.id, other.netns_path)
+        except (NamespaceGoneError, OSError) as error:
+            LOG.warning(
+                "a claim's next pod cannot be entered", extra=fields(pod=other.pod, claim=record.uid, error=error)
+            )
+            return False
+        holder = Holder(pod=other.pod, sandbox_id=other.id, netns_path=other.netns_path, netns_inode=netns.inode)
+        (record,) = self.journal.update([record.uid], state=State.ATTACHED, holder=holder)
+        self._observer.forget(record.uid)
+        self.watch(record, netns)
+        self.returns.let_go(former.sandbox_id)
+        self.tell(record)
+        LOG.info("claim stays with another pod", extra=fields(claim=record.uid, pod=other.pod, former=former.pod))
+        return True
+
     def _vacate(self, record: ClaimRecord, sandbox: SandboxRef) -> ClaimRecord:
         """Return the claim ready to be attached to ``sandbox``, taken from a former sandbox that has gone."""
         holder = record.holder
         if holder is not None and holder.sandbox_id != sandbox.id:
             former = self.sandboxes.get(holder.sandbox_id)
-            if former is not None and holder.pod.uid != sandbox.pod.uid and record.plan.moves:
-                raise self._refused([record], sandbox.pod, "ClaimInUse", words.in_use(record, sandbox.pod), keep=True)
-            (record,) = self.give_back([record])
+            if former is not None and holder.pod.uid != sandbox.pod.uid:
+                if record.plan.moves:
+                    text = words.in_use(record, sandbox.pod)
+                    raise self._refused([record], sandbox.pod, "ClaimInUse", text, keep=True)
+                if record.state is State.ATTACHED:
+                    # Its devices stay on the host for all its pods: nothing is attached, and the receipt is there.
+                    self._check([record], sandbox)
+                    return record
+            (record,) = self.returns.give_back([record])
         elif record.state is State.DETACHING or (holder is not None and lookups.elsewhere(holder, sandbox)):
-            (record,) = self.give_back([record])
-        return self._promote(record) if record.holder is None else record
-
-    def _promote(self, record: ClaimRecord) -> ClaimRecord:
-        """Let the plan of the next allocation take effect, now that nothing is left of the former one."""
-        if record.successor is None:
-            return record
-        plan = lookups.with_receipts(record.successor, record, self._driver)
-        return self.journal.put(ClaimRecord(plan=plan, facts=words.facts(plan, Phase.PREPARED)))
+            (record,) = self.returns.give_back([record])
+        return self.returns.promote(record) if record.holder is None else record
 
     def tell(self, record: ClaimRecord) -> None:
         """Tell what is recorded of a claim now, which may be more than the caller knows."""
         with self._telling:
             self._outlets.facts(words.of_record(self.journal.get(record.uid) or record))
-
-    def _let_go(self, sandbox_id: str) -> None:
-        """Close the descriptor of a namespace that no device is in any more."""
-        if not self.journal.of_sandbox(sandbox_id):
-            self.namespaces.release(sandbox_id)
-
-    def _leaving(self, record: ClaimRecord) -> ClaimRecord:
-        """Record that a claim's devices are on their way home, if that can be recorded."""
-        try:
-            return self.journal.update([record.uid], state=State.DETACHING, holder=record.holder)[0]
-        except JournalError as error:
-            LOG.warning("a return is not recorded in advance", extra=fields(claim=record.uid, error=error))
-            return record
-
-    def _bring_home(
-        self, records: Sequence[ClaimRecord], netns: NetNs | None
-    ) -> tuple[dict[str, str], dict[DeviceKey, str]]:
-        """Move devices home; tell what could not be restored, by label, and which are still in the pod, by key."""
-        hints = {f.key: f.interface for record in records for f in record.facts if f.interface is not None}
-        plans = [device for record in records for device in record.plan.devices]
-        known = {device.key: device for device in plans}
-        problems: dict[str, str] = {}
-        stuck: dict[DeviceKey, str] = {}
-        for gone in self._engine.detach(plans, netns, hints=hints):
-            metrics.DETACHES.labels("home" if gone.home and not gone.problems else "incomplete").inc()
-            device, text = known[gone.key], "; ".join(gone.problems)
-            if text:
-                problems[device.label] = text
-            if not gone.home and device.moves and netns is not None:
-                (fact,) = self._engine.look([device], netns, hints)
-                if fact.phase is not Phase.LOST:
-                    stuck[gone.key] = f"{device.label} is still in the pod's namespace: {text}"
-        return problems, stuck
-
-    def _record_return(self, records: Sequence[ClaimRecord], problems: dict[str, str]) -> tuple[ClaimRecord, ...]:
-        """Record that devices are home.
-
-        Raises:
-            JournalError: it could not be written; the rows are as before, while the devices are home.
-        """
-        if not records:
-            return ()
-        for record in records:
-            if record.state is not State.DETACHING:
-                self.journal.update([record.uid], state=State.DETACHING, holder=record.holder)
-        uids = [record.uid for record in records]
-        after = self.journal.update(uids, state=State.PREPARED, facts=self._detached(records, problems))
-        return tuple(self._promote(record) for record in after)
 
     def _take_back(self, records: Sequence[ClaimRecord], pod: PodRef, error: Exception) -> HookError:
         """Undo an attach that failed or came too late; return the refusal.
@@ -565,7 +533,7 @@ class Keeper:
             LOG.error("an attach failed in an unknown way", exc_info=error, extra=fields(pod=pod))
             text = f"{type(error).__name__}: {error}"
         try:
-            self.give_back(records)
+            self.returns.give_back(records)
         except (JournalError, NotReturnedError) as problem:
             LOG.warning("devices are given back later", extra=fields(pod=pod, error=problem))
             self._outlets.compare()
@@ -638,10 +606,15 @@ class Keeper:
                 words.fact(device, Phase.ATTACH_FAILED, reason=reason, message=text, step=step)
                 for device in record.plan.devices
             )
+            now = self.journal.get(record.uid)
+            if now is None or now.state in {State.ATTACHING, State.ATTACHED}:
+                # Somebody else has got on with it meanwhile, and tells what became of it.
+                continue
             try:
-                changed = self.journal.set_facts(record.uid, facts)
-            except JournalError:
-                changed = replace(record, facts=facts)
+                changed = self.journal.set_facts(record.uid, facts, state=now.state)
+            except JournalError as error:
+                LOG.warning("facts not recorded", extra=fields(claim=record.uid, error=error))
+                changed = replace(now, facts=facts)
             if changed is not None:
                 with self._telling:
                     self._outlets.facts(words.of_record(changed))
@@ -652,39 +625,3 @@ class Keeper:
             for other in self.journal.of_device(device.key.device):
                 if other.uid != plan.ref.uid and any(device.excludes(theirs) for theirs in other.plan.devices):
                     raise ConflictError(device, other)
-
-    def _remove_receipts(self, record: ClaimRecord) -> None:
-        try:
-            self._receipts.remove(record.plan)
-        except ReceiptError as error:
-            LOG.error("receipt not removed", extra=fields(claim=record.uid, error=error))  # noqa: TRY400 - the text says all
-            self._outlets.event(record.ref, "ReceiptNotRemoved", str(error), True)
-
-    def _detached(self, records: Sequence[ClaimRecord], problems: dict[str, str]) -> tuple[DeviceFacts, ...]:
-        return tuple(
-            words.fact(
-                device,
-                Phase.DETACHED,
-                message=f"given back, but: {problems[device.label]}" if device.label in problems else "",
-            )
-            for record in records
-            for device in record.plan.devices
-        )
-
-    def _report_return(
-        self, records: Sequence[ClaimRecord], holder: Holder | None, problems: dict[str, str], began: float
-    ) -> None:
-        LOG.info(
-            "devices given back",
-            extra=fields(
-                pod=holder.pod if holder else None,
-                claims=",".join(record.uid for record in records),
-                devices=",".join(words.devices_text(record.plan) for record in records),
-                problems="; ".join(f"{device}: {text}" for device, text in problems.items()) or None,
-                ms=(time.monotonic() - began) * 1000,
-            ),
-        )
-        for record in records:
-            texts = [f"{d.label}: {problems[d.label]}" for d in record.plan.devices if d.label in problems]
-            if texts:
-                self._outlets.event(record.ref, "DeviceNotRestored", "; ".join(texts), True)

@@ -52,26 +52,21 @@ class Observer(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """What an Event is about: a pod or a claim."""
-
-    ref: PodRef | ClaimRef
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlets:
     """Where the keeper says what happened. None of them may block or raise.
 
     ``facts`` goes to the status writer. ``event`` takes subject, reason, message and whether it is a warning. ``held``
     is told when a claim comes into the journal, leaves it, or when devices go into a pod or come home. ``compare`` asks
-    for a comparison of journal, kernel and runtime.
+    for a comparison of journal, kernel and runtime. ``refresh`` has the metadata in a claim's containers brought up to
+    date.
     """
 
     facts: Callable[[ClaimFacts], None]
     event: Callable[[PodRef | ClaimRef, str, str, bool], None]
     held: Callable[[], None]
     compare: Callable[[], None]
+    refresh: Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

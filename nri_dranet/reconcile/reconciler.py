@@ -17,8 +17,8 @@ from nri_dranet.claims.lifecycle import State
 from nri_dranet.receipt.receipts import ReceiptError, Receipts
 from nri_dranet.reconcile import words
 from nri_dranet.reconcile.hooktypes import HookError
-from nri_dranet.reconcile.keeper import NotReturnedError
 from nri_dranet.reconcile.locks import DeviceBusyError
+from nri_dranet.reconcile.returns import NotReturnedError
 from nri_dranet.store.database import JournalError
 from nri_dranet.telemetry import metrics
 from nri_dranet.telemetry.logs import fields
@@ -90,7 +90,7 @@ class Reconciler:
                 LOG.debug("claim is judged later", extra=fields(claim=record.uid))
             except (JournalError, NotReturnedError) as error:
                 LOG.error("claim cannot be put right", extra=fields(claim=record.uid, error=error))  # noqa: TRY400
-            except Exception:
+            except Exception:  # one claim that cannot be judged must not keep the others from it
                 LOG.exception("claim cannot be put right", extra=fields(claim=record.uid))
         self._sweep_receipts()
 
@@ -102,6 +102,7 @@ class Reconciler:
         record = self._keeper.journal.get(uid)
         if record is not None and uid not in self._told:
             self._keeper.tell(record)
+            self._outlets.refresh(uid)
         self._told = {
             known.uid for known in self._keeper.journal.records() if known.uid in self._told or known.uid == uid
         }
@@ -119,10 +120,10 @@ class Reconciler:
         sandbox = self._sandbox_of(record)
         if record.holder is not None and sandbox is None:
             self._count("given back", record)
-            self._keeper.give_back([record])
+            self._keeper.leave([record])
         elif record.state is State.DETACHING:
             self._count("giving back finished", record)
-            (after,) = self._keeper.give_back([record])
+            (after,) = self._keeper.returns.give_back([record])
             if (running := self._sandbox_of(after)) is not None:
                 self._attach_late(after, running)
         elif record.state is State.ATTACHED and sandbox is not None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from nri_dranet.claims import codec, lifecycle
 from nri_dranet.claims.facts import ClaimFacts, DeviceFacts
 from nri_dranet.claims.lifecycle import State
-from nri_dranet.claims.model import ClaimRef, PodRef
+from nri_dranet.claims.model import ClaimRef
 from nri_dranet.claims.plan import PLAN_VERSION, ClaimPlan
 from nri_dranet.claims.record import ClaimRecord, Holder
 from nri_dranet.store.database import JournalError, open_database
@@ -278,9 +278,9 @@ class Journal:
             try:
                 self._records[uid] = _record(row)
             except codec.DecodeError as error:
+                # The row stays: the claim's pods are refused until it is written anew or released, in every life.
                 quarantined.append(Quarantined(ref, str(error)))
                 self._set_aside(uid, "claims", str(error), repr(row))
-                self._connection.execute("DELETE FROM claims WHERE uid=?", (uid,))
         self.quarantined, self.voided = tuple(quarantined), tuple(voided)
 
     def _set_aside(self, uid: str, source: str, reason: str, content: str) -> None:
@@ -288,6 +288,9 @@ class Journal:
         LOG.error(
             "a row of the journal cannot be read and was set aside", extra=fields(claim=uid, table=source, error=reason)
         )
+        known = "SELECT 1 FROM quarantine WHERE uid=? AND source=? AND content=?"
+        if self._connection.execute(known, (uid, source, content)).fetchone():
+            return
         self._connection.execute(
             "INSERT INTO quarantine (uid, source, reason, content, set_aside) VALUES (?,?,?,?,?)",
             (uid, source, reason, content, time.time()),
@@ -336,9 +339,3 @@ def _record(row: Sequence[object]) -> ClaimRecord:
         prepared=bool(prepared),
         boot_id=str(boot_id),
     )
-
-
-def pods_of(record: ClaimRecord) -> tuple[PodRef, ...]:
-    """Return the pods that a claim serves: its plan's and its successor's."""
-    successor = record.successor.pods if record.successor else ()
-    return (*record.plan.pods, *(pod for pod in successor if pod not in record.plan.pods))

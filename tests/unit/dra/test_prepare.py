@@ -149,7 +149,9 @@ def world(tmp_path: Path) -> Iterator[World]:
         engine=NoEngine(),
         observer=NoObserver(),
         receipts=Receipts(tmp_path / "cdi", "dra.net"),
-        outlets=Outlets(facts=facts.append, event=lambda *_: None, held=lambda: None, compare=lambda: None),
+        outlets=Outlets(
+            facts=facts.append, event=lambda *_: None, held=lambda: None, compare=lambda: None, refresh=lambda _: None
+        ),
         inlets=Inlets(uplink=lambda _: "", claims_of_pod=lambda _: ()),
     )
     devices = {name: DeviceFactsIn(name=name, link=Link(index=i, name=name)) for i, name in ((7, "eth1"), (8, "eth2"))}

@@ -120,6 +120,7 @@ class Bench:
     uplinks: dict[str, str] = field(default_factory=dict)
     named: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
     compared: list[str] = field(default_factory=list)
+    refreshed: list[str] = field(default_factory=list)
 
     def plan(self, uid: str = "u1", *, devices: Sequence[str] = ("eth1",), pods: Sequence[str] = ("p1",)) -> ClaimPlan:
         """Return a claim's plan."""
@@ -173,11 +174,13 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     uplinks: dict[str, str] = {}
     named: dict[str, tuple[tuple[str, str], ...]] = {}
     compared: list[str] = []
+    refreshed: list[str] = []
     outlets = Outlets(
         facts=facts.append,
         event=lambda subject, reason, text, _warning: events.append((subject.name, reason, text)),
         held=lambda: None,
         compare=lambda: compared.append(""),
+        refresh=refreshed.append,
     )
     inlets = Inlets(uplink=lambda plan: uplinks.get(plan.key.device, ""), claims_of_pod=lambda uid: named.get(uid, ()))
     keeper = Keeper(
@@ -190,6 +193,6 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
         inlets=inlets,
     )
     reconciler = Reconciler(keeper, kernel, receipts, outlets)
-    yield Bench(keeper, reconciler, kernel, watched, receipts, facts, events, uplinks, named, compared)
+    yield Bench(keeper, reconciler, kernel, watched, receipts, facts, events, uplinks, named, compared, refreshed)
     keeper.namespaces.close()
     journal.close()

@@ -12,6 +12,7 @@ import pytest
 from nri_dranet.claims.facts import Phase
 from nri_dranet.claims.lifecycle import State
 from nri_dranet.claims.model import ClaimRef, PodRef
+from nri_dranet.claims.plan import ClaimPlan, DeviceKind, RdmaPlan
 from nri_dranet.reconcile.hooktypes import ContainerRef, HookError
 from nri_dranet.reconcile.keeper import ConflictError
 from nri_dranet.reconcile.locks import DeviceBusyError
@@ -283,6 +284,49 @@ def test_what_the_observer_sees_becomes_a_fact_of_the_claim(bench: Bench) -> Non
     bench.keeper.observed("u1", attached.facts)
     assert bench.phase() is Phase.DETACHED
     bench.keeper.unprepare(record.ref)
+
+
+def test_a_look_that_failed_keeps_the_hint_to_the_interface(bench: Bench) -> None:
+    """What could not be looked at is found again under the name and index that it had."""
+    bench.keeper.prepare(bench.plan())
+    bench.run()
+    attached = bench.keeper.journal.get("u1")
+    assert attached is not None
+    bench.keeper.observed("u1", (replace(attached.facts[0], phase=Phase.UNKNOWN, interface=None),))
+    record = bench.keeper.journal.get("u1")
+    assert record is not None
+    assert record.facts[0].phase is Phase.UNKNOWN
+    assert record.facts[0].interface == attached.facts[0].interface
+    assert bench.refreshed == ["u1"]
+
+
+def shared(bench: Bench) -> ClaimPlan:
+    """Return a claim of an RDMA device in shared mode that two pods use."""
+    plan = bench.plan(pods=("p1", "p2"))
+    rdma = RdmaPlan(link="mlx5_0", exclusive=False)
+    return replace(plan, devices=tuple(replace(d, kind=DeviceKind.RDMA, rdma=rdma) for d in plan.devices))
+
+
+@pytest.mark.parametrize("last", ["p1", "p2"])
+def test_a_shared_device_outlives_each_of_its_pods_but_the_last(bench: Bench, last: str) -> None:
+    """Two pods share a device that stays on the host: the end of one takes nothing from the other."""
+    plan = bench.keeper.prepare(shared(bench)).plan
+    bench.run("p1", "s1")
+    bench.run("p2", "s2")
+    assert not bench.receipts.missing(plan)
+    first = "p2" if last == "p1" else "p1"
+    bench.stop(first, first.replace("p", "s"))
+    record = bench.keeper.journal.get("u1")
+    assert record is not None
+    assert record.state is State.ATTACHED
+    assert record.holder is not None
+    assert record.holder.pod.uid == last
+    assert not bench.receipts.missing(plan)
+    assert bench.watched.uids == {"u1"}
+    bench.stop(last, last.replace("p", "s"))
+    assert state(bench) is State.PREPARED
+    assert bench.receipts.missing(plan)
+    assert bench.watched.uids == set()
 
 
 def test_a_device_that_is_being_moved_is_refused_to_everyone(bench: Bench) -> None:

@@ -16,7 +16,7 @@ from nri_dranet.claims.lifecycle import State
 from nri_dranet.claims.model import ClaimRef, PodRef
 from nri_dranet.claims.plan import DeviceKind
 from nri_dranet.reconcile.hooktypes import ContainerRef, HookError
-from nri_dranet.reconcile.keeper import NotReturnedError
+from nri_dranet.reconcile.returns import NotReturnedError
 from nri_dranet.store.database import JournalError
 from nri_dranet.store.journal import Journal, Quarantined
 
@@ -305,6 +305,16 @@ def test_a_report_that_comes_after_the_return_is_not_believed(bench: Bench, monk
     assert row(bench).facts[0].phase is Phase.DETACHED
 
 
+def test_a_refusal_says_nothing_of_a_claim_that_got_on_meanwhile(bench: Bench) -> None:
+    """A hook that gives up must not tell of a claim that another one has attached since that it failed."""
+    old = bench.keeper.prepare(bench.plan())
+    bench.run()
+    bench.keeper._refused([old], old.plan.pods[0], "AttachFailed", "too late")
+    assert row(bench).state is State.ATTACHED
+    assert row(bench).facts[0].phase is Phase.ATTACHED
+    assert bench.phase() is Phase.ATTACHED
+
+
 def test_an_observer_that_fails_does_not_fail_the_hook(bench: Bench) -> None:
     """The device is attached; it is watched at the next comparison."""
     bench.keeper.prepare(bench.plan())
@@ -325,7 +335,7 @@ def test_a_stop_of_an_unknown_kind_of_failure_does_not_raise(bench: Bench, monke
         raise RuntimeError("unforeseen")
 
     with monkeypatch.context() as patch:
-        patch.setattr(bench.keeper, "give_back", fail)
+        patch.setattr(bench.keeper.returns, "give_back", fail)
         assert bench.stop()
     assert bench.compared
     bench.keeper.synchronize([])

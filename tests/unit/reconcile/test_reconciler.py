@@ -45,6 +45,15 @@ def test_a_device_of_a_vanished_sandbox_comes_home(bench: Bench) -> None:
     assert bench.phase() is Phase.DETACHED
 
 
+def test_the_metadata_is_refreshed_once_in_a_life(bench: Bench) -> None:
+    """The life before may have died between a fact and the file that says it."""
+    attached(bench)
+    bench.keeper.synchronize([bench.sandbox()])
+    bench.reconciler.sweep()
+    bench.reconciler.sweep()
+    assert bench.refreshed == ["u1"]
+
+
 def test_a_running_pod_is_watched_again_and_has_its_receipt(bench: Bench) -> None:
     """After a restart: looked at, watched, and the receipt that somebody removed is written again."""
     attached(bench)

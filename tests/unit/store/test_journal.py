@@ -15,7 +15,7 @@ from nri_dranet.claims.lifecycle import LifecycleError, State
 from nri_dranet.claims.model import PodRef
 from nri_dranet.claims.record import ClaimRecord, Holder
 from nri_dranet.store.database import JournalError, JournalTooNewError
-from nri_dranet.store.journal import Journal, pods_of
+from nri_dranet.store.journal import Journal
 
 MakeRecord = Callable[..., ClaimRecord]
 HOLDER = Holder(pod=PodRef("default", "pod-p1", "p1"), sandbox_id="s1", netns_path="/run/netns/x", netns_inode=42)
@@ -76,7 +76,6 @@ def test_claims_are_found_by_pod_sandbox_and_device(journal: Journal, make_recor
     assert journal.of_pod("p3") == ()
     assert journal.of_device("eth1") == (record,)
     assert journal.of_device("eth9") == ()
-    assert [pod.uid for pod in pods_of(record)] == ["p1", "p2"]
 
 
 def test_a_removed_claim_is_gone(journal: Journal, path: Path, make_record: MakeRecord) -> None:
@@ -122,6 +121,25 @@ def test_a_damaged_row_is_set_aside_and_the_others_work(journal: Journal, path: 
     again.remove("u1")
     again = reopen(again, path)
     assert again.quarantined == ()
+    again.close()
+
+
+def test_a_damaged_row_is_refused_in_every_life(journal: Journal, path: Path, make_record: MakeRecord) -> None:
+    """A claim that cannot be read stays known as such over restarts, is set aside once, and heals when written anew."""
+    record = journal.put(make_record("u1"))
+    journal.close()
+    with sqlite3.connect(path) as raw:
+        raw.execute("UPDATE claims SET facts='[{}]' WHERE uid='u1'")
+    raw.close()
+    again = Journal(path, "boot-1")
+    again = reopen(again, path)
+    assert [entry.ref.uid for entry in again.quarantined] == ["u1"]
+    assert again.records() == ()
+    assert again._connection.execute("SELECT count(*) FROM quarantine").fetchone() == (1,)
+    again.put(record)
+    again = reopen(again, path)
+    assert again.quarantined == ()
+    assert again.records() == (record,)
     again.close()
 
 

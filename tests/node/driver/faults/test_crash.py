@@ -105,7 +105,13 @@ class Node:
         with NetNs.current() as host:
             engine = Engine(host_netns=host)
             receipts = Receipts(self.folder / "cdi", "dra.net")
-            outlets = Outlets(facts=lambda _: None, event=lambda *_: None, held=lambda: None, compare=lambda: None)
+            outlets = Outlets(
+                facts=lambda _: None,
+                event=lambda *_: None,
+                held=lambda: None,
+                compare=lambda: None,
+                refresh=lambda _: None,
+            )
             keeper = Keeper(
                 driver="dra.net",
                 journal=journal,
