@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from nri_dranet.claims.facts import Phase
 from nri_dranet.netlink.model import Address, Link
-from nri_dranet.netlink.namespaces import NamespaceStuckError, NetNs
+from nri_dranet.netlink.namespaces import NetNs
 from nri_dranet.netlink.sockets import EventsLostError, RtnlMonitor
 from nri_dranet.telemetry.logs import fields
 
@@ -187,9 +187,6 @@ class PodObserver:
         while not self._stopping:
             try:
                 self._round()
-            except NamespaceStuckError:
-                # This thread is in a pod's namespace: it must not go on.
-                raise
             except Exception:
                 # Without this thread nobody would hear of any pod: it goes on, and not at once.
                 LOG.exception("the pods' devices cannot be watched now")
@@ -280,8 +277,6 @@ class PodObserver:
                 return
             try:
                 facts = self._look(watch.plans, watch.space.netns, watch.hints)
-            except NamespaceStuckError:
-                raise
             except Exception:
                 # Others' pods are looked at all the same, and this one again soon.
                 LOG.exception("looking at a pod's devices failed", extra=fields(claim=watch.uid))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nri_dranet.claims.facts import DeviceFacts, Phase
-from nri_dranet.netlink.namespaces import NamespaceStuckError, NetNs
+from nri_dranet.netlink.namespaces import NetNs
 from nri_dranet.netlink.sockets import EventsLostError, RtnlMonitor
 from nri_dranet.observe.pods import PodObserver
 
@@ -274,22 +274,6 @@ def test_an_error_of_the_program_does_not_end_the_thread(pod: Any, monkeypatch: 
     pod.watch()
     pod.ip("addr", "add", "10.77.3.9/24", "dev", "net1")
     assert len(pod.report().interface.addresses) == 2
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_thread_that_cannot_come_back_ends(pod: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread that is stuck in a pod's namespace takes no look and opens no socket any more."""
-
-    def stuck(*_: Any, **__: Any) -> Any:
-        raise NamespaceStuckError("made up")
-
-    monkeypatch.setattr("nri_dranet.observe.pods.RtnlMonitor", stuck)
-    pod.observer.start()
-    thread = pod.observer._thread
-    pod.observer.watch("uid", [pod.plan], pod.netns, pod.facts)
-    thread.join(20)
-    assert not thread.is_alive()
-    assert pod.looks == 0
 
 
 def test_stop_closes_everything(pod: Any) -> None:
