@@ -22,10 +22,12 @@ from nri_dranet.netlink.routing import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from nri_dranet.api.config import Interface, NetworkConfig
     from nri_dranet.claims.plan import HostState
     from nri_dranet.dra.plan_model import DeviceFactsIn, NodeFacts, Problems
-    from nri_dranet.netlink.model import Link
+    from nri_dranet.netlink.model import Link, Neighbour, Route
 
 ARPHRD_ETHER: Final = 1
 ARPHRD_INFINIBAND: Final = 32
@@ -57,7 +59,7 @@ def plan_interface(
     if not interface.name:
         _check_host_name(name, problems)
     addresses, copied = _addresses(interface, host, name, copy=child is None)
-    _check_mtu(interface, device, link, addresses, problems)
+    _check_mtu(interface, device, link, problems)
     _check_sizes(interface, link, problems)
     _check_hardware_address(interface, link, child, problems)
     _check_neighbours(config, link, problems)
@@ -66,6 +68,10 @@ def plan_interface(
     from_host = plan_routes.copied_routes(host, addresses, configured, vrf_table) if child is None else []
     reach = plan_routes.Reach(addresses, [*configured, *from_host], vrf_table if vrf_table is not None else TABLE_MAIN)
     plan_routes.check_routes(configured, reach, problems)
+    connected = vrf_table if vrf_table is not None else TABLE_MAIN
+    configured = plan_routes.without_connected(configured, addresses, connected, problems)
+    neighbours = plan_routes.neighbours(config, replace(host, neighbours=()) if child else host)
+    _check_ipv6(config, link, [*addresses, *from_host, *neighbours], problems)
     rules = plan_routes.configured_rules(config)
     if vrf is None:
         rules += plan_routes.copied_rules(node.rules, from_host, link.name, name)
@@ -82,7 +88,7 @@ def plan_interface(
         copied_addresses=copied,
         routes=tuple(sorted([*configured, *from_host], key=lambda route: bool(plan_routes.hops(route)))),
         rules=tuple(dict.fromkeys(rules)),
-        neighbours=tuple(plan_routes.neighbours(config, replace(host, neighbours=()) if child else host)),
+        neighbours=tuple(neighbours),
         sysctls=_sysctls(interface),
         namespace_sysctls=dict.fromkeys(_L3MDEV_SYSCTLS, "1") if vrf else {},
         features=plan_features(ethtool, host.features, device.limits.fixed_features, problems) if ethtool else {},
@@ -181,16 +187,32 @@ def _copied_address(address: Address, host_name: str, name: str) -> Address:
     )
 
 
-def _check_mtu(
-    interface: Interface, device: DeviceFactsIn, link: Link, addresses: tuple[Address, ...], problems: Problems
+def _check_ipv6(
+    config: NetworkConfig, link: Link, planned: Iterable[Address | Route | Neighbour], problems: Problems
 ) -> None:
+    """Refuse an MTU below which the kernel takes IPv6 from an interface that needs it (RFC 8200)."""
+    mtu = config.interface.mtu if config.interface.mtu is not None else link.mtu
+    if not 0 < mtu < IPV6_MIN_MTU:
+        return
+    where, given = ("interface", "mtu"), config.interface.mtu
+    texts = [*config.interface.addresses, *(route.destination for route in config.routes)]
+    texts += [neighbour.destination for neighbour in config.neighbors]
+    asked = next((text for text in texts if ":" in text), None)
+    if asked is not None and given is None:
+        problems.field(
+            where,
+            None,
+            f"must be given as at least {IPV6_MIN_MTU} for {asked}, which is IPv6: the device has {link.mtu}",
+        )
+    elif asked is not None:
+        problems.field(where, given, f"must be at least {IPV6_MIN_MTU} for {asked}, which is IPv6")
+    elif given is not None and any(one.family == AF_INET6 for one in planned):
+        problems.field(where, given, f"must be at least {IPV6_MIN_MTU}: the device's own IPv6 addresses come along")
+
+
+def _check_mtu(interface: Interface, device: DeviceFactsIn, link: Link, problems: Problems) -> None:
     mtu, where, limits = interface.mtu, ("interface", "mtu"), device.limits
-    six = any(address.family == AF_INET6 for address in addresses)
     if mtu is None:
-        if six and interface.addresses and 0 < link.mtu < IPV6_MIN_MTU:
-            problems.field(
-                where, None, f"must be given as at least {IPV6_MIN_MTU} for IPv6 addresses: the device has {link.mtu}"
-            )
         return
     most = link.max_mtu or mtu
     if mtu < link.min_mtu or mtu > most:
@@ -206,8 +228,6 @@ def _check_mtu(
         )
     elif device.shared and 0 < link.mtu < mtu:
         problems.field(where, mtu, f"must be at most {link.mtu}, the MTU of the shared device")
-    if six and mtu < IPV6_MIN_MTU and not interface.addresses:
-        problems.field(where, mtu, f"must be at least {IPV6_MIN_MTU}: the device's own IPv6 addresses come along")
 
 
 def _check_sizes(interface: Interface, link: Link, problems: Problems) -> None:

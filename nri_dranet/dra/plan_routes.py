@@ -123,6 +123,34 @@ def configured_routes(config: NetworkConfig, vrf_table: int | None) -> list[Rout
     ]
 
 
+def without_connected(
+    routes: Sequence[Route], addresses: Iterable[Address], connected_table: int, problems: Problems
+) -> list[Route]:
+    """Return configured routes without those that the kernel makes for the interface's IPv4 addresses anyway.
+
+    It has one route to a destination in a table, so that another one to an own network would not be taken. IPv6 tells
+    them by their metric.
+    """
+    networks: dict[str, list[str]] = {}
+    for address in addresses:
+        if address.family == AF_INET and not address.flags & IFA_F_NOPREFIXROUTE:
+            network = ipaddress.ip_network(f"{address.peer or address.address}/{address.prefix_length}", strict=False)
+            networks.setdefault(str(network), []).append(address.address)
+    kept = []
+    for i, route in enumerate(routes):
+        own = networks.get(route.destination) if route.table == connected_table else None
+        if own is None or route.destination.endswith("/32"):
+            kept.append(route)
+        elif route.gateway is not None or route.source not in {None, *own}:
+            problems.field(
+                ("routes", i, "destination"),
+                route.destination,
+                f"must not be the network of the interface's own address {own[0]}, to which the kernel makes a route; "
+                "give the route another table",
+            )
+    return kept
+
+
 def check_routes(routes: Sequence[Route], reach: Reach, problems: Problems) -> None:
     """Refuse configured routes whose source the pod has not or whose gateway it cannot reach: the kernel would too."""
     for i, route in enumerate(routes):

@@ -418,6 +418,21 @@ def test_private_flags_are_those_of_the_driver() -> None:
     assert "must be left out" in refused({"ethtool": {"privateFlags": {"x": True}}})
 
 
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"routes": [{"destination": "fd99::/64", "scope": 253}]},
+        {"neighbors": [{"destination": "fd71::1", "hardwareAddr": "02:00:00:00:00:09"}]},
+    ],
+)
+def test_ipv6_needs_its_mtu(document: dict[str, Any]) -> None:
+    """Below 1280 the kernel takes IPv6 from an interface, and with it all routes and neighbours."""
+    assert "interface.mtu: 1000: must be at least 1280 for fd" in refused(document | interface(mtu=1000))
+    words = refused(document, link_fields={"mtu": 1000})
+    assert words.startswith("interface.mtu: : must be given as at least 1280 for fd")
+    assert plan(document)
+
+
 # ---- anything
 
 CIDRS = st.sampled_from(["10.71.0.9/24", "10.0.0.1/32", "fd71::9/64", "fd00::1/128", "169.254.0.0/16", "fe80::9/64"])

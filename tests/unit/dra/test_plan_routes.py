@@ -436,3 +436,15 @@ def test_any_host_gives_a_plan(addresses: tuple[Address, ...], routes: tuple[Rou
         assert route.table != 255
         assert route.destination not in {"0.0.0.0/0", "::/0"} or route.table not in {253, 254}
     assert all(address.index == 0 and address.scope == 0 for address in pod.addresses)
+
+
+def test_the_kernels_own_route_is_not_made_twice() -> None:
+    """A route on the link to the network of an own address is there already; another one could not be beside it."""
+    own = {"destination": "10.77.0.0/24", "scope": 253}
+    assert plan(configured(own)).routes == ()
+    assert plan(configured({**own, "source": "10.77.0.5"})).routes == ()
+    assert [route.table for route in plan(configured({**own, "table": 7})).routes] == [7]
+    (problem,) = problems(configured({"destination": "10.77.0.0/24", "gateway": "10.77.0.1"}))
+    assert problem.startswith("routes[0].destination: must not be the network of the interface's own address 10.77.0.5")
+    six = configured({"destination": "fd77::/64", "gateway": "fd77::1"}, addresses=("fd77::5/64",))
+    assert len(plan(six).routes) == 1
