@@ -44,8 +44,11 @@ _TOOL_FOLDERS = ("/usr/sbin", "/sbin", "/usr/bin", "/bin")
 
 # Folders below kernel/ whose modules tests use; the modules that those depend on come along.
 MODULES = (
+    "crypto/crc32_generic.ko",
     "drivers/block/virtio_blk.ko",
-    "drivers/infiniband",
+    "drivers/infiniband/core",
+    "drivers/infiniband/sw/rxe",
+    "drivers/infiniband/ulp/ipoib",
     "drivers/net/bonding",
     "drivers/net/dummy.ko",
     "drivers/net/ethernet/intel/igb",
@@ -202,7 +205,8 @@ def _put_modules(packages: Packages, tree: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(content)
         needed = re.search(rb"\0depends=([^\0]*)\0", content)
-        wanted += [by_name[each] for each in (needed[1].decode().split(",") if needed else []) if each in by_name]
+        names = needed[1].decode().replace("-", "_").split(",") if needed else []
+        wanted += [by_name[each] for each in names if each in by_name]
     for name in ("modules.builtin", "modules.builtin.modinfo", "modules.order"):
         shutil.copy(packages.modules / name, target / name)
     run((str(fetch_busybox()), "depmod", "-b", str(tree), packages.release), tree)

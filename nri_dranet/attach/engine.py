@@ -147,7 +147,10 @@ class Engine:
             with self._host() as host, contextlib.ExitStack() as stack:
                 pod = stack.enter_context(self._connect(netns)) if netns is not None else None
                 seen = self._look(plans, host, pod, hints)
-            return tuple(self._with_rdma(plan, fact, netns) for plan, fact in zip(plans, seen, strict=True))
+            return tuple(
+                self._with_rdma(rdma.as_it_is(plan, self._host_netns), fact, netns)
+                for plan, fact in zip(plans, seen, strict=True)
+            )
         except (OSError, ValueError, NoRdmaError) as error:
             words = f"the pod's namespace cannot be looked at: {error}"
             return tuple(facts.not_there(plan, Phase.UNKNOWN, "LookFailed", words) for plan in plans)
@@ -208,7 +211,7 @@ class Engine:
         if plan.kind is DeviceKind.RDMA and plan.rdma.exclusive and not seen.in_pod:
             words = f"the RDMA device {plan.rdma.link} is not in the pod any more"
             fact = facts.not_there(plan, Phase.LOST, "DeviceMissing" if netns else "NamespaceGone", words)
-        return replace(fact, rdma=seen)
+        return replace(fact, rdma=seen, exclusive_rdma=plan.rdma.exclusive)
 
     def _lost(self, plan: DevicePlan, host: RtnlSocket, pod: RtnlSocket | None) -> DeviceFacts:
         """Look for a device that is not where it was."""

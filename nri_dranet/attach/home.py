@@ -65,11 +65,14 @@ class Homeward:
             NetlinkError: the kernel does not answer.
         """
         problems: list[str] = []
-        if plan.rdma is not None and plan.rdma.exclusive and plan.kind is not DeviceKind.ADMIN:
+        if plan.rdma is not None and plan.kind is not DeviceKind.ADMIN:
             # Before the interface: some drivers make theirs anew when the RDMA device arrives.
             try:
                 rdma.leave(plan.rdma, self._netns, self._pod_netns)
-            except (OSError, NoRdmaError) as error:
+            except NoRdmaError as error:
+                if plan.rdma.exclusive:
+                    problems.append(f"the RDMA device {plan.rdma.link} cannot be brought home: {error}")
+            except OSError as error:
                 problems.append(f"the RDMA device {plan.rdma.link} cannot be brought home: {error}")
         if plan.host is None or plan.kind in _STILL:
             return not problems, problems

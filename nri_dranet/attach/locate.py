@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 # IFLA_LINK is fixed for these: the peer of a veth (its index changes only if it is moved), the parent of the others.
 _WITH_LOWER: Final = frozenset({"veth", "macvlan", "macvtap", "ipvlan", "ipvtap", "vlan", "vxlan", "netkit"})
 
+_ARPHRD_INFINIBAND: Final = 32
+_GUID_DIGITS: Final = len("00:11:22:33:44:55:66:77")
+
 SPARE_INDEX: Final = 100_000
 """Added to a host index that is taken in the pod: asked for explicitly, so that nobody need look for it."""
 
@@ -63,11 +66,24 @@ def _fixed(link: Link) -> tuple[object, ...]:
 def _agree(own: Link, link: Link) -> bool:
     """Compare what a kernel or driver may leave untold."""
     pairs = (
-        (own.permanent_address, link.permanent_address),
+        (_lasting(own), _lasting(link)),
         (own.phys_port_name, link.phys_port_name),
         (own.phys_switch_id, link.phys_switch_id),
     )
     return all(mine == other for mine, other in pairs if mine and other)
+
+
+def _lasting(link: Link) -> str | None:
+    """Give the part of the permanent address that lasts; of IPoIB's the GUID: the rest is a queue pair and a prefix."""
+    found = link.permanent_address
+    return found[-_GUID_DIGITS:] if found and link.type == _ARPHRD_INFINIBAND else found
+
+
+def same_guid(link: Link, other: Link) -> bool:
+    """Tell whether two links are of InfiniBand and have the same port GUID in their address."""
+    return link.type == other.type == _ARPHRD_INFINIBAND and (
+        link.address[-_GUID_DIGITS:] == other.address[-_GUID_DIGITS:]
+    )
 
 
 def _lower_agrees(own: Link, link: Link, *, in_pod: bool) -> bool:

@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from nri_dranet.attach import offloads, snapshot, state, sysctl
+from nri_dranet.attach import locate, offloads, snapshot, state, sysctl
 from nri_dranet.netlink import rtnl
 from nri_dranet.netlink.codec import AF_INET6, NetlinkError
 from nri_dranet.netlink.links import ADDR_GEN_NONE, IPV4_CONF
@@ -259,6 +259,9 @@ def _adding(addresses: Iterable[Address], index: int) -> list[_Wish]:
 def link_requests(link: Link, wanted: Link) -> list[Request]:
     """Give the requests that bring back the settings of the link itself, one each, so that each stands alone."""
     settings = state.differing(link, wanted)
+    if locate.same_guid(link, wanted):
+        # The rest of IPoIB's address is the queue pair of an interface that was made anew: nobody can set it.
+        settings.pop("address", None)
     requests = []
     if "address" in settings and link.up:
         # Not every driver can change the address of a link that is up.

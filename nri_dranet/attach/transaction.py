@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from nri_dranet.attach import facts, locate, offloads, programs, rdma, state, steps, sysctl
@@ -37,6 +37,7 @@ LOG = logging.getLogger(__name__)
 _TABLE_MAIN: Final = 254
 # Seconds: what a kernel call is given at the least, so that it can answer at all.
 _LEAST_TIME: Final = 0.01
+_ARPHRD_INFINIBAND: Final = 32
 _MOVES: Final = frozenset({DeviceKind.INTERFACE, DeviceKind.CHILD})
 
 
@@ -97,6 +98,8 @@ class Transaction:
             AttachError: a step failed; everything was taken back, and the message ends with what could not be.
         """
         try:
+            self._step = "read the RDMA mode"
+            plans = [rdma.as_it_is(plan, self._host_netns) for plan in plans]
             surveys = self._survey(plans)
             return tuple(self._attach(plan, survey) for plan, survey in zip(plans, surveys, strict=True))
         except AttachError as error:
@@ -206,6 +209,8 @@ class Transaction:
         if survey is not None:
             self._in_time()
             self._touched.append((plan, survey.index if survey.in_pod else 0))
+            if plan.rdma is not None and plan.rdma.exclusive and survey.link.type == _ARPHRD_INFINIBAND:
+                survey = self._follow_rdma(plan, plan.rdma, survey)
             interface = self._bring(plan, survey)
         if plan.rdma is None or plan.kind is DeviceKind.ADMIN:
             return facts.attached(plan, interface)
@@ -216,6 +221,18 @@ class Transaction:
             self._move_rdma(plan, plan.rdma)
         self._step = f"read the RDMA device {plan.rdma.link}"
         return facts.attached(plan, interface, rdma.observe(plan.rdma, self._host_netns, self._netns))
+
+    def _follow_rdma(self, plan: DevicePlan, wanted: RdmaPlan, survey: _Survey) -> _Survey:
+        """Move the RDMA device of an IPoIB interface, which ends with that; the kernel makes another one in the pod."""
+        self._move_rdma(plan, wanted)
+        self._step = f"find the interface of the RDMA device {wanted.link} in the pod"
+        found = locate.find(plan, self._host, self._pod)
+        if found.link is None:
+            words = found.word or "there is none after the move of the RDMA device; is the module ib_ipoib loaded?"
+            raise AttachError(plan.label, self._step, "DeviceGone", words)
+        if found.place is Place.HOST:
+            return replace(survey, link=found.link)
+        return replace(survey, link=found.link, in_pod=True, index=found.link.index)
 
     def _move_rdma(self, plan: DevicePlan, wanted: RdmaPlan) -> None:
         self._step = f"move the RDMA device {wanted.link} into the pod"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from nri_dranet.claims.model import ClaimRef, DeviceKey, PodRef
+from nri_dranet.claims.plan import CharDevice
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -55,12 +56,16 @@ class ObservedInterface:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObservedRdma:
-    """The RDMA link as the kernel shows it: name, whether it is in the pod's namespace, and its port's state."""
+    """The RDMA link as the kernel shows it: name, whether it is in the pod's namespace, and its port's state.
+
+    ``char_devices`` are told where the link has moved: numbers may change then, and those of the plan are old.
+    """
 
     link: str
     in_pod: bool = False
     port_state: str = ""
     physical_state: str = ""
+    char_devices: tuple[CharDevice, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -128,10 +128,14 @@ class CharDevice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RdmaPlan:
-    """The RDMA device that belongs to the claim's device: its link name (``mlx5_0``) and whether it moves too."""
+    """The RDMA device that belongs to the claim's device: its link name (``mlx5_0``) and whether it moves too.
+
+    A pod can rename the link; ``node_guid`` (empty: not known) tells which it is then.
+    """
 
     link: str
     exclusive: bool = False
+    node_guid: str = ""
     char_devices: tuple[CharDevice, ...] = ()
 
 

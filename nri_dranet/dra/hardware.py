@@ -47,6 +47,11 @@ class Hardware:
             _as_on_host(device.path, device.major, device.minor) for device in self._sysfs.rdma_char_devices(rdma)
         )
 
+    def node_guid(self, rdma: str) -> str:
+        """Return the node GUID of an RDMA device, empty where it is not told or means nothing (all zero)."""
+        found = self._sysfs.rdma_device(rdma)
+        return found.node_guid if found is not None and found.node_guid.strip("0:") else ""
+
     def rdma_exclusive(self) -> bool:
         """Tell whether RDMA devices belong to one network namespace each; False on a kernel without RDMA.
 

@@ -190,6 +190,7 @@ class PlanInputs:
             pci_address=known.pci_address,
             rdma=known.rdma,
             char_devices=self._hardware.char_devices(known.rdma) if known.rdma else (),
+            rdma_guid=self._hardware.node_guid(known.rdma) if known.rdma else "",
             published=known.entry(),
             refused=known.refused,
             limits=DeviceLimits(
@@ -296,6 +297,7 @@ def _of_plan(plan: DevicePlan) -> tuple[DeviceFactsIn, HostState | None]:
         pci_address=plan.pci_address,
         rdma=plan.rdma.link if plan.rdma else None,
         char_devices=plan.rdma.char_devices if plan.rdma else (),
+        rdma_guid=plan.rdma.node_guid if plan.rdma else "",
         published=plan.published,
         limits=plan.limits,
         # Pins that nobody looked for are told at attach, which verifies that no program is left.

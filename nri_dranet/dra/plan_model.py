@@ -27,6 +27,7 @@ class DeviceFactsIn:
         pci_address: Its PCI address, where it has one.
         rdma: The name of its RDMA link (``mlx5_0``), where it has one.
         char_devices: The character devices of the RDMA link.
+        rdma_guid: Its node GUID, empty if not told.
         published: Its entry in the ResourceSlice.
         refused: Why it may not be given to a pod, in words; empty: it may.
         limits: What bounds its settings beside its link.
@@ -40,6 +41,7 @@ class DeviceFactsIn:
     pci_address: str | None = None
     rdma: str | None = None
     char_devices: tuple[CharDevice, ...] = ()
+    rdma_guid: str = ""
     published: Mapping[str, Any] = field(default_factory=dict)
     refused: str = ""
     limits: DeviceLimits = field(default_factory=DeviceLimits)

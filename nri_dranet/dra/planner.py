@@ -196,7 +196,12 @@ def _kind(result: AllocationResult, device: DeviceFactsIn | None) -> DeviceKind:
 def _rdma(kind: DeviceKind, device: DeviceFactsIn | None, node: NodeFacts) -> RdmaPlan | None:
     if device is None or device.rdma is None or kind not in {DeviceKind.INTERFACE, DeviceKind.RDMA}:
         return None
-    return RdmaPlan(link=device.rdma, exclusive=node.rdma_exclusive, char_devices=device.char_devices)
+    return RdmaPlan(
+        link=device.rdma,
+        exclusive=node.rdma_exclusive,
+        node_guid=device.rdma_guid,
+        char_devices=device.char_devices,
+    )
 
 
 def _check_device(result: AllocationResult, device: DeviceFactsIn | None, kind: DeviceKind, problems: Problems) -> None:

@@ -6,6 +6,7 @@ are unique on the whole system. Source of the facts: ``rdma/rdma_netlink.h``, ``
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
 import os
@@ -305,6 +306,7 @@ class RdmaSocket(KernelSocket):
     def __init__(self, netns: NetNs | None = None) -> None:
         try:
             super().__init__(NETLINK_RDMA, netns)
+            self._netns = netns
         except OSError as error:
             raise _no_rdma(error) from error
 
@@ -358,7 +360,9 @@ class RdmaSocket(KernelSocket):
         Raises:
             NetlinkError: EOPNOTSUPP in shared mode or for a driver that cannot, EBUSY while it is in use.
         """
-        self._ask(move_device(index, netns.fd))
+        with self._netns.entered() if self._netns is not None else contextlib.nullcontext():
+            # The device is looked up in the socket's namespace, and must be in the calling thread's (ENODEV if not).
+            self._ask(move_device(index, netns.fd))
 
     def rename(self, index: int, name: str) -> None:
         """Rename a device (raises NetlinkError, EEXIST if any device of the system has the name)."""

@@ -277,9 +277,7 @@ class Keeper:
             node
             for record in records
             if not record.plan.listed_by
-            for device in record.plan.devices
-            if device.rdma is not None
-            for node in device.rdma.char_devices
+            for _, node in words.char_devices(record.plan, record.facts)
         ]
         rdma = any(device.rdma is not None for record in records for device in record.plan.devices)
         return Adjustment(devices=tuple(nodes), memlock=rdma) if nodes or rdma else None
@@ -568,12 +566,7 @@ class Keeper:
         self, records: Sequence[ClaimRecord], holder: Holder, facts: Sequence[DeviceFacts], deadline: float
     ) -> list[ClaimRecord]:
         for record in records:
-            nodes = [
-                (device.receipt_id, node)
-                for device in record.plan.devices
-                if device.rdma is not None and record.plan.listed_by
-                for node in device.rdma.char_devices
-            ]
+            nodes = words.char_devices(record.plan, facts) if record.plan.listed_by else []
             self._receipts.write(record.plan, facts, nodes)
         if self.sandboxes.stopped(holder.sandbox_id):
             raise TimeoutError("the runtime has stopped the sandbox meanwhile")

@@ -169,12 +169,7 @@ class Reconciler:
             self._rewrite_receipt(record.plan, facts, sandbox)
 
     def _rewrite_receipt(self, plan: ClaimPlan, facts: tuple[DeviceFacts, ...], sandbox: SandboxRef) -> None:
-        nodes = [
-            (device.receipt_id, node)
-            for device in plan.devices
-            if device.rdma is not None and plan.listed_by
-            for node in device.rdma.char_devices
-        ]
+        nodes = words.char_devices(plan, facts) if plan.listed_by else []
         try:
             self._receipts.write(plan, facts, nodes)
         except ReceiptError as error:

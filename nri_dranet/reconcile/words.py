@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nri_dranet.claims.facts import ClaimFacts, DeviceFacts, Phase
-from nri_dranet.claims.plan import ClaimPlan, DeviceKind, DevicePlan
+from nri_dranet.claims.plan import CharDevice, ClaimPlan, DeviceKind, DevicePlan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -46,6 +46,20 @@ def with_pods(
 ) -> ClaimPlan:
     """Return the plan serving these pods; ``listed_by`` None keeps what was known."""
     return replace(plan, pods=tuple(pods), listed_by=plan.listed_by if listed_by is None else listed_by)
+
+
+def char_devices(plan: ClaimPlan, facts: Iterable[DeviceFacts]) -> list[tuple[str, CharDevice]]:
+    """Return the character devices of a claim's RDMA devices, each with its device's receipt ID.
+
+    Those that were seen after a move come before those of Prepare, whose numbers may have changed.
+    """
+    seen = {fact.key: fact.rdma.char_devices for fact in facts if fact.rdma is not None}
+    return [
+        (device.receipt_id, node)
+        for device in plan.devices
+        if device.rdma is not None
+        for node in seen.get(device.key) or device.rdma.char_devices
+    ]
 
 
 def devices_text(plan: ClaimPlan) -> str:

@@ -14,6 +14,7 @@ import pytest
 
 from hack.vm.boot import Guest, GuestError
 from hack.vm.image import make
+from tests.vm.bed import Bed, make_bed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,3 +127,9 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """Leave no guest behind."""
     if _RUNNER in config.stash:
         config.stash[_RUNNER].close()
+
+
+@pytest.fixture
+def bed() -> Iterator[Bed]:
+    """Give the node and take away what the test made on it."""
+    yield from make_bed()

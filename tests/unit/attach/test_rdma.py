@@ -14,7 +14,7 @@ from nri_dranet.attach.home import Homeward
 from nri_dranet.attach.transaction import Transaction
 from nri_dranet.claims.plan import DeviceKind, RdmaPlan
 from nri_dranet.netlink.codec import NetlinkError
-from nri_dranet.netlink.nldev import NoRdmaError, RdmaDevice, RdmaPort
+from nri_dranet.netlink.nldev import NetnsMode, NoRdmaError, RdmaDevice, RdmaPort
 
 PLAN = RdmaPlan(link="mlx5_0", exclusive=True)
 
@@ -29,6 +29,8 @@ class Fabric:
             RdmaPort(device_index=4, device="mlx5_0", port=2, state="ACTIVE", physical_state="LinkUp"),
         ]
         self.refusal = 0
+        self.mode = NetnsMode.EXCLUSIVE
+        self.guids = {"mlx5_0": "0200:0000:0000:0001", "mlx5_1": "0200:0000:0000:0002"}
 
     def socket(self, netns: str) -> Any:
         """Open a socket in a namespace."""
@@ -42,7 +44,21 @@ class Fabric:
                 pass
 
             def device(self, name: str) -> RdmaDevice | None:
-                return RdmaDevice(index=4, name=name) if name in fabric.where[netns] else None
+                return next((one for one in self.devices() if one.name == name), None)
+
+            def devices(self) -> list[RdmaDevice]:
+                return [
+                    RdmaDevice(index=4, name=one, node_guid=fabric.guids.get(one, "0200:0000:0000:0001"))
+                    for one in fabric.where[netns]
+                ]
+
+            def netns_mode(self) -> NetnsMode:
+                return fabric.mode
+
+            def rename(self, index: int, name: str) -> None:
+                assert index == 4
+                fabric.where[netns].remove("mine")
+                fabric.where[netns].append(name)
 
             def ports(self, index: int) -> list[RdmaPort]:
                 assert index == 4
@@ -52,8 +68,9 @@ class Fabric:
                 assert index == 4
                 if fabric.refusal:
                     raise NetlinkError(fabric.refusal, "move RDMA device 4")
-                fabric.where[netns].remove("mlx5_0")
-                fabric.where[target].append("mlx5_0")
+                (moved,) = (one for one in fabric.where[netns] if one in {"mlx5_0", "mine"})
+                fabric.where[netns].remove(moved)
+                fabric.where[target].append(moved)
 
         return Socket()
 
@@ -92,6 +109,31 @@ def test_device_that_is_nowhere(fabric: Fabric) -> None:
     assert caught.value.errno == errno.ENODEV
 
 
+def test_device_that_the_pod_renamed(fabric: Fabric) -> None:
+    """It is found by its GUID and comes home under its own name."""
+    plan = replace(PLAN, node_guid="0200:0000:0000:0001")
+    rdma.enter(plan, HOST, POD)
+    fabric.where["pod"] = ["mine"]
+    assert rdma.observe(plan, HOST, POD).in_pod
+    rdma.leave(plan, HOST, POD)
+    assert fabric.where == {"host": ["mlx5_1", "mlx5_0"], "pod": []}
+
+
+def test_mode_that_was_switched_after_prepare(make: Any, fabric: Fabric) -> None:
+    """The mode of now decides, both ways, and the facts say which it was."""
+    prepared = replace(make.plan(kind=DeviceKind.RDMA, rdma=RdmaPlan(link="mlx5_0")), host=None, pod=None)
+    (fact,) = _attach(prepared)
+    assert fact.exclusive_rdma
+    assert fabric.where["pod"] == ["mlx5_0"]
+    nothing: Any = None
+    assert Homeward(nothing, HOST, nothing, pod_netns=POD).give_back(prepared) == (True, [])
+    assert fabric.where["pod"] == []
+    fabric.mode = NetnsMode.SHARED
+    (fact,) = _attach(replace(prepared, rdma=PLAN))
+    assert not fact.exclusive_rdma
+    assert fabric.where["pod"] == []
+
+
 def test_observe(fabric: Fabric) -> None:
     """The best port's state is told; a device on the host is not in the pod; one that is gone has no state."""
     assert rdma.observe(PLAN, HOST, POD).in_pod is False
@@ -123,6 +165,7 @@ def test_exclusive_device_without_interface(make: Any, fabric: Fabric) -> None:
 
 def test_shared_device_stays(make: Any, fabric: Fabric) -> None:
     """In shared mode nothing moves, in or out."""
+    fabric.mode = NetnsMode.SHARED
     plan = replace(make.plan(kind=DeviceKind.RDMA, rdma=RdmaPlan(link="mlx5_0")), host=None, pod=None)
     (fact,) = _attach(plan)
     assert fact.rdma.port_state == "ACTIVE"
