@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 _OBJ_GET: Final = 7
 _PROG_DETACH: Final = 9
-_PROG_GET_FD_BY_ID: Final = 13
-_OBJ_GET_INFO_BY_FD: Final = 15
-_PROG_QUERY: Final = 16
+PROG_GET_FD_BY_ID: Final = 13
+OBJ_GET_INFO_BY_FD: Final = 15
+PROG_QUERY: Final = 16
 _LINK_GET_FD_BY_ID: Final = 30
 _LINK_GET_NEXT_ID: Final = 31
 _LINK_DETACH: Final = 34
@@ -35,7 +35,7 @@ _LINK_TCX: Final = 11
 _LINK_NETKIT: Final = 13
 _LINKS_ON_INTERFACES: Final = {_LINK_XDP: "XDP", _LINK_TCX: "TCX", _LINK_NETKIT: "netkit"}
 
-_HOOKS: Final = {"TCX ingress": 46, "TCX egress": 47, "netkit primary": 54, "netkit peer": 55}
+HOOKS: Final = {"TCX ingress": 46, "TCX egress": 47, "netkit primary": 54, "netkit peer": 55}
 
 # BPF_MPROG_MAX, the most programs that the kernel keeps on one hook.
 _MOST_PROGRAMS: Final = 64
@@ -44,7 +44,7 @@ _MOST_PROGRAMS: Final = 64
 # (netkit answers ENXIO or EACCES for a device that is no netkit, EOPNOTSUPP without the support built in).
 _NO_SUCH_HOOK: Final = frozenset({errno.EINVAL, errno.E2BIG, errno.ENXIO, errno.EOPNOTSUPP, errno.EACCES})
 
-_SYSCALL_NUMBERS: Final = {"x86_64": 321, "aarch64": 280}
+SYSCALL_NUMBERS: Final = {"x86_64": 321, "aarch64": 280}
 
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -85,7 +85,7 @@ def programs(index: int) -> tuple[AttachedProgram, ...]:
         OSError: the kernel refuses to tell (EPERM: CAP_NET_ADMIN is missing; ENODEV: no such interface).
     """
     found: list[AttachedProgram] = []
-    for hook, number in _HOOKS.items():
+    for hook, number in HOOKS.items():
         try:
             found += _query(index, hook, number)
         except OSError as error:
@@ -106,9 +106,9 @@ def remove(index: int, program: AttachedProgram) -> None:
         if program.link_id:
             detach_link(program.link_id)
             return
-        descriptor = _bpf(_PROG_GET_FD_BY_ID, struct.pack("=III", program.program_id, 0, 0))[0]
+        descriptor = _bpf(PROG_GET_FD_BY_ID, struct.pack("=III", program.program_id, 0, 0))[0]
         try:
-            _bpf(_PROG_DETACH, struct.pack("=IIII", index, descriptor, _HOOKS[program.hook], 0))
+            _bpf(_PROG_DETACH, struct.pack("=IIII", index, descriptor, HOOKS[program.hook], 0))
         finally:
             os.close(descriptor)
 
@@ -211,7 +211,7 @@ def _link(link_id: int) -> Iterator[int]:
 
 def _describe(descriptor: int) -> LinkInfo | None:
     info = ctypes.create_string_buffer(64)
-    _bpf(_OBJ_GET_INFO_BY_FD, struct.pack("=IIQ", descriptor, len(info), ctypes.addressof(info)))
+    _bpf(OBJ_GET_INFO_BY_FD, struct.pack("=IIQ", descriptor, len(info), ctypes.addressof(info)))
     kind, link_id, program_id, _, index = struct.unpack_from("=IIIII", info.raw)
     name = _LINKS_ON_INTERFACES.get(kind)
     return LinkInfo(link_id, program_id, name, index) if name else None
@@ -223,14 +223,14 @@ def _query(index: int, hook: str, number: int) -> list[AttachedProgram]:
     request = struct.pack(
         "=IIIIQIIQQQQ", index, number, 0, 0, ctypes.addressof(ids), _MOST_PROGRAMS, 0, 0, ctypes.addressof(held), 0, 0
     )
-    _, answer = _bpf(_PROG_QUERY, request)
+    _, answer = _bpf(PROG_QUERY, request)
     count: int = struct.unpack_from("=I", answer, 24)[0]
     return [AttachedProgram(hook, ids[place], held[place]) for place in range(count)]
 
 
 def _bpf(command: int, attributes: bytes) -> tuple[int, bytes]:
     """Call bpf(2): its result and the attributes as the kernel left them."""
-    number = _SYSCALL_NUMBERS.get(platform.machine())
+    number = SYSCALL_NUMBERS.get(platform.machine())
     if number is None:
         raise OSError(errno.ENOSYS, f"bpf(2) is not known for the machine type {platform.machine()}")
     buffer = ctypes.create_string_buffer(attributes, len(attributes))

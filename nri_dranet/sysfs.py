@@ -22,7 +22,6 @@ _PCI_ADDRESS: Final = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-9a-f
 _PCI_ROOT: Final = re.compile(r"pci[0-9a-f]{4,}:[0-9a-f]{2}\Z")
 _VIRTFN: Final = re.compile(r"virtfn(\d+)\Z")
 _NODE: Final = re.compile(r"node(\d+)\Z")
-_RATE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*Gb/sec")
 
 # A file that cannot be read now: gone, or its driver does not tell (speed of a link that is down: EINVAL), or refuses.
 _NOT_TOLD: Final = frozenset(
@@ -50,8 +49,8 @@ _FILE_LIMIT: Final = 64 << 10
 class PciDevice:
     """A PCI function. Numbers are -1 where the kernel does not tell, addresses full (``0000:8a:00.0``), lower case.
 
-    ``class_code`` has three bytes, class on top. ``numa_node`` None: none. ``net`` and ``infiniband`` are the devices
-    below it that this sysfs shows: an interface in another namespace is not. ``path`` is the folder, below the root.
+    ``class_code`` has three bytes, class on top. ``numa_node`` None: none. ``infiniband`` are the RDMA devices
+    below it that this sysfs shows. ``path`` is the folder, below the root.
     """
 
     address: str
@@ -59,15 +58,12 @@ class PciDevice:
     class_code: int
     vendor: int
     device: int
-    subsystem_vendor: int
     subsystem_device: int
     driver: str
     numa_node: int | None
     sriov_total_vfs: int
     sriov_num_vfs: int
     physical_function: str | None
-    virtual_functions: tuple[str, ...]
-    net: tuple[str, ...]
     infiniband: tuple[str, ...]
 
     @property
@@ -83,13 +79,12 @@ class PciDevice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RdmaPort:
-    """A port of an RDMA device: words as in sysfs without their number (``ACTIVE``, ``LinkUp``), rate in Mbit/s."""
+    """A port of an RDMA device: words as in sysfs without their number (``ACTIVE``, ``LinkUp``)."""
 
     number: int
     state: str
     physical_state: str
     link_layer: str
-    rate: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,10 +92,8 @@ class RdmaDevice:
     """An RDMA device. ``parent`` is the interface that a software device (rxe) stands on."""
 
     name: str
-    path: str
     pci_address: str | None
     node_guid: str
-    node_type: str
     firmware: str
     parent: str | None
     ports: tuple[RdmaPort, ...]
@@ -197,34 +190,15 @@ class Sysfs:
 
     # interfaces
 
-    def net_devices(self) -> tuple[str, ...]:
-        """List the interfaces of the namespace in which sysfs was mounted."""
-        return tuple(name for name in self.listing("class/net") if self.target(f"class/net/{name}"))
-
     def net_device_path(self, name: str) -> str | None:
         """Give the folder of an interface below the root (``devices/virtual/net/lo``), None if there is none."""
         return self.target(f"class/net/{name}") if _plain(name) else None
-
-    def is_virtual(self, name: str) -> bool | None:
-        """Tell whether an interface has no device below it; None if there is no such interface."""
-        path = self.net_device_path(name)
-        return None if path is None else path.startswith("devices/virtual/")
-
-    def pci_address(self, name: str) -> str | None:
-        """Give the PCI function of an interface; for one on a bus behind it (virtio, USB) the function above."""
-        path = self.net_device_path(name)
-        return pci_address_in(path) if path else None
 
     def speed(self, name: str) -> int | None:
         """Give the speed of an interface in Mbit/s; None while it is down, or where its driver does not tell."""
         number = self.read_number(f"class/net/{name}/speed") if _plain(name) else -1
         # An unknown speed is -1, which some drivers show as an unsigned number.
         return number if 0 < number < 0xFFFF_FFFF else None
-
-    def duplex(self, name: str) -> str | None:
-        """Give ``full`` or ``half``; None while the interface is down, or where its driver does not tell."""
-        text = self.read_text(f"class/net/{name}/duplex") if _plain(name) else None
-        return text if text in {"full", "half"} else None
 
     def is_sriov_vf(self, name: str) -> bool:
         """Tell whether an interface is a virtual function of SR-IOV."""
@@ -265,32 +239,23 @@ class Sysfs:
             class_code=self.read_number(f"{folder}/class", 0),
             vendor=self.read_number(f"{folder}/vendor"),
             device=self.read_number(f"{folder}/device"),
-            subsystem_vendor=self.read_number(f"{folder}/subsystem_vendor"),
             subsystem_device=self.read_number(f"{folder}/subsystem_device"),
             driver=self.target_name(f"{folder}/driver") or "",
             numa_node=node if node >= 0 else None,
             sriov_total_vfs=self.read_number(f"{folder}/sriov_totalvfs", 0) if "sriov_totalvfs" in names else 0,
             sriov_num_vfs=self.read_number(f"{folder}/sriov_numvfs", 0) if "sriov_numvfs" in names else 0,
             physical_function=self.target_name(f"{folder}/physfn") if "physfn" in names else None,
-            virtual_functions=self._virtual_functions(folder, names),
-            net=self.listing(f"{folder}/net") if "net" in names else (),
             infiniband=self.listing(f"{folder}/infiniband") if "infiniband" in names else (),
         )
 
-    def _virtual_functions(self, folder: str, names: tuple[str, ...]) -> tuple[str, ...]:
-        numbers = sorted(int(match[1]) for name in names if (match := _VIRTFN.match(name)))
-        targets = (self.target_name(f"{folder}/virtfn{number}") for number in numbers)
-        return tuple(target for target in targets if target)
-
     def virtual_functions(self, address: str) -> tuple[str, ...]:
         """Give the virtual functions of a physical one, by their index."""
+        if not _PCI_ADDRESS.match(address):
+            return ()
         folder = f"bus/pci/devices/{address}"
-        return self._virtual_functions(folder, self.listing(folder)) if _PCI_ADDRESS.match(address) else ()
-
-    def pcie_root(self, address: str) -> str | None:
-        """Give the root complex of a PCI function (``pci0000:00``)."""
-        path = self.target(f"bus/pci/devices/{address}") if _PCI_ADDRESS.match(address) else None
-        return root_in(path) if path else None
+        numbers = sorted(int(match[1]) for name in self.listing(folder) if (match := _VIRTFN.match(name)))
+        targets = (self.target_name(f"{folder}/virtfn{number}") for number in numbers)
+        return tuple(target for target in targets if target)
 
     # NUMA
 
@@ -325,10 +290,8 @@ class Sysfs:
         ports = sorted(int(port) for port in self.listing(f"{folder}/ports") if port.isdecimal())
         return RdmaDevice(
             name=name,
-            path=path,
             pci_address=pci_address_in(path),
             node_guid=self.read_text(f"{folder}/node_guid") or "",
-            node_type=_word(self.read_text(f"{folder}/node_type")),
             firmware=self.read_text(f"{folder}/fw_ver") or "",
             parent=self.read_text(f"{folder}/parent") or None,
             ports=tuple(self._rdma_port(folder, port) for port in ports),
@@ -336,13 +299,11 @@ class Sysfs:
 
     def _rdma_port(self, folder: str, number: int) -> RdmaPort:
         place = f"{folder}/ports/{number}"
-        rate = _RATE.match(self.read_text(f"{place}/rate") or "")
         return RdmaPort(
             number=number,
             state=_word(self.read_text(f"{place}/state")),
             physical_state=_word(self.read_text(f"{place}/phys_state")),
             link_layer=self.read_text(f"{place}/link_layer") or "",
-            rate=round(float(rate[1]) * 1000) if rate else None,
         )
 
     def rdma_interfaces(self, name: str) -> tuple[str, ...]:

@@ -11,11 +11,13 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from nri_dranet.inventory import filter as device_filter
+
 if TYPE_CHECKING:
     from nri_dranet.driver import Options
 
 DEFAULT_DRIVER: Final = "dra.net"
-DEFAULT_FILTER: Final = '!("dra.net/type" in attributes) || attributes["dra.net/type"].StringValue != "veth"'
+DEFAULT_FILTER: Final = device_filter.DEFAULT
 
 _DURATION_PART: Final = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h)")
 _UNITS: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}

@@ -35,8 +35,12 @@ class Hardware:
     rdma_of_interface: dict[str, str] = field(default_factory=dict)
 
     def look(self) -> None:
-        """Look at everything anew: sysfs has no events. Costs as much as the node has PCI and RDMA devices."""
-        parents = self._look_at_rdma()
+        """Look at everything anew: sysfs has no events. Costs as much as the node has PCI and RDMA devices.
+
+        Raises:
+            OSError: sysfs cannot be read; what is known stays as it was.
+        """
+        parents, rdma, rdma_of_interface = self._look_at_rdma()
         present = {found.address: found for found in self.sysfs.pci_devices({PCI_CLASS_NETWORK})}
         for address in parents - present.keys():
             # RDMA devices of another class (Alibaba's eRDMA).
@@ -44,9 +48,10 @@ class Hardware:
             if found is not None:
                 present[address] = found
         usable = {address: found for address, found in present.items() if is_usable(found)}
-        self.functions = usable
         self.names.learn(found.vendor for found in usable.values())
-        self.facts = {address: self._facts(found) for address, found in usable.items()}
+        facts = {address: self._facts(found) for address, found in usable.items()}
+        self.functions, self.facts = usable, facts
+        self.rdma, self.rdma_of_interface = rdma, rdma_of_interface
 
     def interface(self, link: Link) -> SysfsFacts:
         """Give the facts of an interface."""
@@ -136,9 +141,10 @@ class Hardware:
         nearest = min((distances[other] for other in others), default=0)
         return (node, *(other for other in others if distances[other] == nearest))
 
-    def _look_at_rdma(self) -> set[str]:
-        """Look at the RDMA devices; returns the PCI functions that they are on."""
-        self.rdma, self.rdma_of_interface = {}, {}
+    def _look_at_rdma(self) -> tuple[set[str], dict[str, RdmaFacts], dict[str, str]]:
+        """Look at the RDMA devices: the PCI functions that they are on, their facts, their names by interface."""
+        rdma: dict[str, RdmaFacts] = {}
+        of_interface: dict[str, str] = {}
         parents: set[str] = set()
         for name in self.sysfs.rdma_names():
             found = self.sysfs.rdma_device(name)
@@ -147,15 +153,15 @@ class Hardware:
             if found.pci_address is not None:
                 parents.add(found.pci_address)
             port = found.ports[0] if found.ports else None
-            self.rdma[name] = RdmaFacts(
+            rdma[name] = RdmaFacts(
                 name=name,
                 link_layer=port.link_layer if port else "",
                 port_state=port.state if port else "",
                 port_guid=self._guid(name, port.number) if port else "",
             )
             for interface in (*self.sysfs.rdma_interfaces(name), *((found.parent,) if found.parent else ())):
-                self.rdma_of_interface.setdefault(interface, name)
-        return parents
+                of_interface.setdefault(interface, name)
+        return parents, rdma, of_interface
 
     def _guid(self, name: str, port: int) -> str:
         """Give a port's GUID, the lower half of its first GID, as ``0002:c903:00a1:2b3c``."""

@@ -232,6 +232,8 @@ class Inventory:
                 # A node that cannot be read now may be read later; its devices stay as they were last known.
                 unforeseen = not isinstance(error, OSError)
                 LOG.warning("the node cannot be scanned, trying again", extra=fields(error=error), exc_info=unforeseen)
+                # A device may be another one already; nobody was told yet.
+                self._tell()
                 self._stop.wait(_RETRY)
                 cause = "failure"
 

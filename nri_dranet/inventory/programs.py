@@ -47,16 +47,12 @@ _FILTER_QDISCS: Final = frozenset({"clsact", "ingress"})
 # A kernel without traffic control, or an interface that is gone or has no such place for filters.
 _NOTHING_THERE: Final = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV})
 
-_PROG_GET_FD_BY_ID: Final = 13
-_OBJ_GET_INFO_BY_FD: Final = 15
-_PROG_QUERY: Final = 16
-_TCX_HOOKS: Final = (46, 47)
+_TCX_HOOKS: Final = tuple(number for name, number in bpf.HOOKS.items() if name.startswith("TCX"))
 _QUERY_SIZE: Final = 64
 _COUNT_OFFSET: Final = 24
 _INFO_SIZE: Final = 128
 _NAME_OFFSET: Final = 64
 _NAME_SIZE: Final = 16
-_SYSCALL_NUMBERS: Final = {"x86_64": 321, "aarch64": 280}
 
 _EVENT_BUFFER: Final = 64 << 10
 _EVENTS_AT_ONCE: Final = 256
@@ -220,7 +216,7 @@ class _Bpf:
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
-        self._number = _SYSCALL_NUMBERS.get(platform.machine(), 0)
+        self._number = bpf.SYSCALL_NUMBERS.get(platform.machine(), 0)
         self._buffer = ctypes.create_string_buffer(_QUERY_SIZE)
         self._address = ctypes.addressof(self._buffer)
         self._libc.syscall.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_uint)
@@ -239,7 +235,7 @@ class _Bpf:
 
     def _count(self, index: int, hook: int) -> int:
         struct.pack_into("=IIIIQIIQQQ", self._buffer, 0, index, hook, 0, 0, 0, 0, 0, 0, 0, 0)
-        if self._libc.syscall(self._number, _PROG_QUERY, self._address, _QUERY_SIZE) < 0:
+        if self._libc.syscall(self._number, bpf.PROG_QUERY, self._address, _QUERY_SIZE) < 0:
             if ctypes.get_errno() in {errno.EINVAL, errno.EPERM, errno.ENOSYS}:
                 # Before Linux 6.6 there is no TCX; without the capability nobody tells.
                 self._known = False
@@ -257,13 +253,13 @@ class _Bpf:
 
     def _read_name(self, program: int) -> str:
         struct.pack_into("=III", self._buffer, 0, program, 0, 0)
-        descriptor = self._libc.syscall(self._number, _PROG_GET_FD_BY_ID, self._address, 12)
+        descriptor = self._libc.syscall(self._number, bpf.PROG_GET_FD_BY_ID, self._address, 12)
         if descriptor < 0:
             return ""
         try:
             info = ctypes.create_string_buffer(_INFO_SIZE)
             struct.pack_into("=IIQ", self._buffer, 0, descriptor, _INFO_SIZE, ctypes.addressof(info))
-            if self._libc.syscall(self._number, _OBJ_GET_INFO_BY_FD, self._address, 16) < 0:
+            if self._libc.syscall(self._number, bpf.OBJ_GET_INFO_BY_FD, self._address, 16) < 0:
                 return ""
             name = info.raw[_NAME_OFFSET : _NAME_OFFSET + _NAME_SIZE]
             return name.partition(b"\0")[0].decode("utf-8", "replace")

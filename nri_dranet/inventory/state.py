@@ -433,7 +433,7 @@ def _linked(link: Link) -> tuple[str, bool | None]:
 
 
 def _place(link: Link) -> tuple[object, ...]:
-    return link.name, link.kind, link.master, link.lower, link.lower_netnsid
+    return link.name, link.kind, link.master, link.lower, link.lower_netnsid, link.underlay
 
 
 def _is_ib(link: Link) -> bool:

@@ -1,7 +1,7 @@
 """Which interfaces the node itself needs, and which cannot be given to a pod at all. Pure.
 
 An interface is an uplink if a default route leaves by it, if it carries an address of the node, or if such an interface
-stands on it: its ports and slaves, the parent of a VLAN or macvlan, and theirs in turn.
+stands on it: its ports and slaves, the parent of a VLAN or macvlan, what a tunnel sends by, and theirs in turn.
 """
 
 from __future__ import annotations
@@ -75,8 +75,9 @@ def uplinks(
         if link is None:
             continue
         below = dict.fromkeys(ports_of(index), f"it is a port of the uplink {link.name}")
-        if link.lower and link.lower != index and link.lower_netnsid is None and link.kind not in _PEERS:
-            below[link.lower] = f"the uplink {link.name} stands on it"
+        if link.lower_netnsid is None and link.kind not in _PEERS:
+            stands_on = {link.lower, link.underlay} - {0, index}
+            below |= dict.fromkeys(stands_on, f"the uplink {link.name} stands on it")
         for other, why in below.items():
             if other not in found:
                 found[other] = why

@@ -91,6 +91,7 @@ _IPVLAN_MODE: Final = 1
 _VLAN_ID: Final = 1
 _VRF_TABLE: Final = 1
 _VXLAN_ID: Final = 1
+_VXLAN_LINK: Final = 3
 _VXLAN_PORT: Final = 15
 
 _XDP_FD: Final = 1
@@ -501,6 +502,7 @@ def parse_link(body: bytes) -> Link:
             master=u32(get(_MASTER, _ZERO))[0],
             lower=u32(get(_LINK, _ZERO))[0],
             lower_netnsid=codec.s32(found[_LINK_NETNSID]) if _LINK_NETNSID in found else None,
+            underlay=_underlay(link_kind, info.get(_INFO_DATA)),
             alias=codec.string(found[_IFALIAS]) if _IFALIAS in found else "",
             altnames=_altnames(found[_PROP_LIST]) if _PROP_LIST in found else (),
             group=u32(get(_GROUP, _ZERO))[0],
@@ -593,6 +595,13 @@ def _addr_gen_mode(value: bytes) -> int | None:
     ipv6 = attributes(value).get(AF_INET6)
     found = attributes(ipv6).get(_INET6_ADDR_GEN_MODE) if ipv6 else None
     return codec.u8(found) if found is not None else None
+
+
+def _underlay(kind: str, value: bytes | None) -> int:
+    """Read the interface that a VXLAN sends by: alone of the tunnels it does not tell it as ``IFLA_LINK``."""
+    if kind != "vxlan" or value is None:
+        return 0
+    return codec.u32(attributes(value).get(_VXLAN_LINK, _ZERO))
 
 
 def _kind_data(kind: str, value: bytes | None) -> tuple[int | None, int | None, int | None]:

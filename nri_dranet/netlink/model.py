@@ -17,7 +17,8 @@ class Link:
     """An interface (``ifinfomsg`` and its attributes).
 
     ``lower`` is ``IFLA_LINK``: the other end of a veth, the parent of a macvlan or VLAN; ``lower_netnsid`` says in
-    which namespace that index counts (None: this one). ``parent_device`` is the name on its bus, for PCI the address.
+    which namespace that index counts (None: this one). ``underlay`` is the interface that a VXLAN sends by, in the same
+    namespace as ``lower``. ``parent_device`` is the name on its bus, for PCI the address.
     ``type`` is the ARPHRD number, ``kind`` the driver kind of a software link (``veth``), empty for hardware.
     ``carrier`` is None where the kernel does not tell. Sizes are bytes. ``num_vfs`` is filled only where it was asked
     for. ``new_index`` and ``new_netnsid`` stand only in the event of a link that left for another namespace: its index
@@ -41,6 +42,7 @@ class Link:
     master: int = 0
     lower: int = 0
     lower_netnsid: int | None = None
+    underlay: int = 0
     alias: str = ""
     altnames: tuple[str, ...] = ()
     group: int = 0

@@ -137,6 +137,30 @@ def test_everything_below_the_uplink(node: Any) -> None:
     node.until(lambda: node.refused("eth1") == "it is a port of the uplink br0")
 
 
+def test_vxlan_uplink_needs_what_it_sends_by(node: Any) -> None:
+    """A VXLAN with the default route needs its underlay, which the kernel tells only among the data of the kind."""
+    node.ip("link add eth1 type veth peer name p1")
+    node.ip("link set p1 up")
+    node.ip("link set eth1 up")
+    node.ip("link add vx0 type vxlan id 7 dstport 4789 dev eth1")
+    node.ip("addr add 10.66.0.2/24 dev vx0")
+    node.ip("link set vx0 up")
+    node.until(lambda: node.find("vx0") and node.refused("eth1") == "")
+    node.ip(f"route add default via {GATEWAY} dev vx0")
+    node.until(lambda: node.refused("eth1") == "the uplink vx0 stands on it")
+    node.ip("link del vx0")
+    node.until(lambda: node.refused("eth1") == "")
+
+
+def test_alias_of_a_link_that_is_down(make_node: Callable[..., Any]) -> None:
+    """The kernel announces no alias of a link that is down: the next periodic scan finds it."""
+    node = make_node(max_interval=0.2)
+    node.ip("link add eth1 type veth peer name p1")
+    node.start()
+    node.ip("link set eth1 alias hello")
+    node.until(lambda: node.value("eth1", "alias") == "hello")
+
+
 def test_node_address(node: Any) -> None:
     """The interface with the node's address is refused, also when the address moves to another one."""
     for number in (1, 2):

@@ -180,3 +180,19 @@ def test_near_numa_nodes(tree: Any, names: PciDatabase) -> None:
     nodes = [facts.numa_nodes for address in sorted(hardware.functions) if (facts := hardware.function_facts(address))]
     assert nodes == [(0, 1), (2, 0, 1), (3,)]
     assert all(facts.several_nodes for facts in hardware.facts.values())
+
+
+def test_look_that_fails(tree: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look at the hardware that breaks off leaves what is known as it was."""
+    tree.rdma("mlx5_0", tree.function(PF), interface="ens1")
+    found = Hardware(tree.sysfs, PciDatabase([]))
+    found.look()
+    before = (found.functions, found.facts, found.rdma, found.rdma_of_interface)
+
+    def fail(*_: Any) -> Any:
+        raise OSError(24, "on purpose")
+
+    monkeypatch.setattr(type(tree.sysfs), "pci_devices", fail)
+    with pytest.raises(OSError, match="on purpose"):
+        found.look()
+    assert (found.functions, found.facts, found.rdma, found.rdma_of_interface) == before

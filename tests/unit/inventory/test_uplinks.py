@@ -110,3 +110,17 @@ def test_representors() -> None:
         assert is_representor(Link(index=1, name="x", phys_switch_id="ab", phys_port_name=port))
     assert not is_representor(Link(index=1, name="x", phys_switch_id="ab", phys_port_name="p0"))
     assert not is_representor(Link(index=1, name="x", phys_port_name="pf0vf0"))
+
+
+def test_tunnels_stand_on_what_they_send_by() -> None:
+    """GRE and IPIP tell it as their lower link, VXLAN as its underlay; one in another namespace does not count here."""
+    links = {
+        1: Link(index=1, name="eth1"),
+        2: Link(index=2, name="eth2"),
+        3: Link(index=3, name="vx0", kind="vxlan", underlay=1),
+        4: Link(index=4, name="gre1", kind="gre", lower=2),
+        5: Link(index=5, name="vx1", kind="vxlan", underlay=2, lower_netnsid=0),
+    }
+    assert set(uplinks({3: "seed"}, links.get, lambda _: ())) == {1, 3}
+    assert set(uplinks({4: "seed"}, links.get, lambda _: ())) == {2, 4}
+    assert set(uplinks({5: "seed"}, links.get, lambda _: ())) == {5}
