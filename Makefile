@@ -11,7 +11,7 @@ BIN := .venv/bin
 # A test that hangs ends the run, and its threads' stacks are shown.
 PYTEST := $(BIN)/python -m pytest -o faulthandler_timeout=240 -o faulthandler_exit_on_timeout=true
 
-.PHONY: help setup test unit node lint format protos demo bench runtime vm parts clean
+.PHONY: help setup test unit node lint format protos demo bench runtime vm parts image clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,7 +55,7 @@ bench: setup ## the numbers: hook, prepare, start, memory
 
 parts: setup ## build the real containerd, runc and CNI plugins from their Go modules, once, into the user's cache
 	@hack/packages iproute2 util-linux gcc libc6-dev pkgconf libseccomp-dev
-	@$(BIN)/python -m hack.parts
+	@$(BIN)/python -m hack.parts containerd runc cni
 
 runtime: parts ## the driver against real containerd 2.4 and 1.7 (root, Go 1.26)
 	$(PYTEST) tests/runtime -m runtime $(ARGS)
@@ -63,6 +63,9 @@ runtime: parts ## the driver against real containerd 2.4 and 1.7 (root, Go 1.26)
 vm: setup ## the driver on a guest kernel with RDMA, SR-IOV, VRF and more (Debian 12, amd64; no hardware virtualisation)
 	@hack/packages iproute2 util-linux gcc make zstd binutils
 	$(PYTEST) tests/vm -m vm $(ARGS)
+
+image: setup ## the container image and its SBOM in build/, without a container engine
+	@$(BIN)/python -m hack.image $(ARGS)
 
 clean: ## remove .venv and everything else that was made here (not the user's cache)
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage htmlcov dist build

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from hack.parts import PartError, cache
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 BUSYBOX = "localhost/busybox:1"
 PAUSE = "localhost/pause:1"
@@ -33,7 +33,7 @@ PAUSE = "localhost/pause:1"
 # The commands that tests run in containers; each is a link to busybox.
 APPLETS = ("sh", "sleep", "true", "false", "cat", "ls", "ip", "test", "echo", "stat")
 
-_MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
+MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 _OCI = "application/vnd.oci.image"
 
 
@@ -70,7 +70,7 @@ def archive() -> Path:
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as scratch:
-            scratch.write(build(busybox, IMAGES, _MACHINES.get(os.uname().machine, os.uname().machine)))
+            scratch.write(build(busybox, IMAGES, MACHINES.get(os.uname().machine, os.uname().machine)))
         Path(scratch.name).rename(target)
     return target
 
@@ -115,6 +115,21 @@ def build(busybox: bytes, images: tuple[Image, ...], machine: str) -> bytes:
         images: What to make.
         machine: The architecture in OCI's words, e.g. "amd64".
     """
+    made = []
+    for image in images:
+        config = {"Cmd": image.command, "Env": ["PATH=/bin"]}
+        made.append((image.reference, config, _layer(busybox, image.files)))
+    return layout(made, machine)
+
+
+def layout(images: Iterable[tuple[str, Mapping[str, object], bytes]], machine: str) -> bytes:
+    """Return an OCI image layout, as one tar archive.
+
+    Args:
+        images: Of each image its full name, what a container of it runs (``config`` of the OCI image configuration) and
+            its layer, a tar archive.
+        machine: The architecture in OCI's words, e.g. "amd64".
+    """
     blobs: dict[str, bytes] = {}
 
     def keep(content: bytes, media_type: str) -> dict[str, object]:
@@ -123,12 +138,11 @@ def build(busybox: bytes, images: tuple[Image, ...], machine: str) -> bytes:
         return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": len(content)}
 
     manifests = []
-    for image in images:
-        layer = _layer(busybox, image.files)
+    for reference, runs, layer in images:
         config = {
             "architecture": machine,
             "os": "linux",
-            "config": {"Cmd": image.command, "Env": ["PATH=/bin"]},
+            "config": runs,
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
         }
         manifest = {
@@ -138,7 +152,7 @@ def build(busybox: bytes, images: tuple[Image, ...], machine: str) -> bytes:
             "layers": [keep(gzip.compress(layer, mtime=0), f"{_OCI}.layer.v1.tar+gzip")],
         }
         # containerd names an imported image by its own annotation, other tools by OCI's.
-        names = {"io.containerd.image.name": image.reference, "org.opencontainers.image.ref.name": image.reference}
+        names = {"io.containerd.image.name": reference, "org.opencontainers.image.ref.name": reference}
         manifests.append({**keep(_json(manifest), f"{_OCI}.manifest.v1+json"), "annotations": names})
     index = {"schemaVersion": 2, "mediaType": f"{_OCI}.index.v1+json", "manifests": manifests}
     files = {"oci-layout": _json({"imageLayoutVersion": "1.0.0"}), "index.json": _json(index)}

@@ -1,10 +1,11 @@
-"""Build the real container runtime that the runtime tests use, from its pinned Go modules, into the user's cache.
+"""Build the real programs that the tests use (container runtime, helm) from their pinned Go modules, into the cache.
 
 Each part is a folder of ``hack/modules``: a Go module whose ``tool`` lines name the programs, with every version and
 checksum fixed in its ``go.mod`` and ``go.sum``. A part is built once for its pins, its recipe and the Go release, and
 appears in the cache whole or not at all.
 
     python -m hack.parts            build what is missing
+    python -m hack.parts helm       the same of the parts that are named
     python -m hack.parts --where    print where the parts lie, build nothing
 
 A new version: copy a folder, `go get -tool PACKAGE@VERSION` in it, and name it in PARTS.
@@ -79,7 +80,8 @@ CNI = Part(
         for plugin in ("main/bridge", "main/loopback", "ipam/host-local")
     ),
 )
-PARTS = (CONTAINERD_2, CONTAINERD_1, RUNC, CNI)
+HELM = Part("helm", "4.3.1", ("helm.sh/helm/v4/cmd/helm",), stamp="helm.sh/helm/v4/internal/version.version")
+PARTS = (CONTAINERD_2, CONTAINERD_1, RUNC, CNI, HELM)
 
 
 def cache() -> Path:
@@ -197,9 +199,16 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--where", action="store_true", help="print where the parts lie, build nothing")
-    where: bool = parser.parse_args(argv).where
+    parser.add_argument("name", nargs="*", help="only these parts: " + ", ".join(sorted({part.name for part in PARTS})))
+    args = parser.parse_args(argv)
+    where: bool = args.where
+    names: list[str] = args.name
+    if unknown := set(names) - {part.name for part in PARTS}:
+        parser.error(f"there is no part {', '.join(sorted(unknown))}")
     try:
         for part in PARTS:
+            if names and part.name not in names:
+                continue
             start = time.monotonic()
             target, cached = place(part), place(part).is_dir()
             if not where and not cached:
