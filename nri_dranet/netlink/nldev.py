@@ -389,7 +389,9 @@ def _no_rdma(error: OSError) -> Exception:
 
 
 class RdmaMonitor:
-    """Events of the RDMA devices of one namespace: a socket for epoll. Kernels before 6.12 send none.
+    """Events of the RDMA devices of one namespace: a socket for epoll.
+
+    Kernels before 6.12 send none; 6.12 sends none of a rename.
 
     Raises:
         NoRdmaError: the kernel has no RDMA.

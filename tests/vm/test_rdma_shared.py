@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nri_dranet.inventory.device import Device
-from nri_dranet.netlink.nldev import NetnsMode, RdmaSocket
+from nri_dranet.netlink.nldev import NetnsMode, RdmaMonitor, RdmaSocket
 from nri_dranet.sysfs import Sysfs
 from tests.vm.bed import FAR, NEAR, PARAMETERS, conditions, eventually, link_of, links, rdma_links, run, write
 
@@ -176,3 +177,26 @@ def test_json_of_the_rdma_command_is_what_it_was_measured_to_be(bed: Bed) -> Non
     bed.test_rdma("mlx5_0", vf)
     (shown,) = json.loads(run("rdma", "-j", "link", "show", "mlx5_0/1"))
     assert (shown["netdev"], shown["state"], shown["physical_state"]) == (vf, "ACTIVE", "LINK_UP")
+
+
+def test_the_kernel_tells_of_rdma_devices_that_come_and_go(bed: Bed) -> None:
+    """Register, with its interface, and unregister; this kernel is silent about a new name."""
+    vf, _ = bed.vf()
+    bed.test_rdma("warm", "-", "ib")
+    with contextlib.closing(RdmaMonitor()) as monitor:
+        seen: list[tuple[str, str]] = []
+        bed.test_rdma("mlx5_0", vf)
+        bed.rdma.append("mlx5_9")
+        run("rdma", "dev", "set", "mlx5_0", "name", "mlx5_9")
+        write(PARAMETERS / "remove", "mlx5_9")
+
+        def gone() -> bool:
+            seen.extend((event.kind, event.device) for event in monitor.receive())
+            return any(kind == "unregister" for kind, _ in seen)
+
+        eventually(gone, "the last event")
+    kinds = [kind for kind, _ in seen]
+    assert kinds.index("register") < kinds.index("unregister")
+    assert "rename" not in kinds
+    assert "attach" in kinds
+    assert ("register", "mlx5_0") in seen
