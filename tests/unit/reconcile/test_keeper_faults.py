@@ -231,7 +231,22 @@ def test_a_path_that_means_another_namespace_after_a_restart_is_not_entered(benc
     assert descriptors() == before
 
 
-def test_a_claim_that_is_released_while_its_hook_waits_refuses_the_pod(bench: Bench) -> None:
+@pytest.fixture
+def waits(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Is set as soon as somebody waits for the lock of a device."""
+    found = threading.Event()
+    condition = bench.keeper.locks._changed
+    real = condition.wait
+
+    def wait(timeout: float | None = None) -> bool:
+        found.set()
+        return real(timeout)
+
+    monkeypatch.setattr(condition, "wait", wait)
+    return found
+
+
+def test_a_claim_that_is_released_while_its_hook_waits_refuses_the_pod(bench: Bench, waits: threading.Event) -> None:
     """Kubelet unprepares while the hook waits for the device: the pod does not start without it."""
     ref = bench.keeper.prepare(bench.plan()).ref
     ready = threading.Event()
@@ -239,7 +254,7 @@ def test_a_claim_that_is_released_while_its_hook_waits_refuses_the_pod(bench: Be
     def release() -> None:
         with bench.keeper.locks.hold(["eth1"], until=time.monotonic() + 5):
             ready.set()
-            time.sleep(0.1)
+            waits.wait(5)
             bench.keeper.unprepare(ref)
 
     thread = threading.Thread(target=release)
@@ -251,7 +266,9 @@ def test_a_claim_that_is_released_while_its_hook_waits_refuses_the_pod(bench: Be
     assert bench.kernel.calls == []
 
 
-def test_a_claim_that_is_planned_anew_while_its_hook_waits_is_attached_under_the_right_locks(bench: Bench) -> None:
+def test_a_claim_that_is_planned_anew_while_its_hook_waits_is_attached_under_the_right_locks(
+    bench: Bench, waits: threading.Event
+) -> None:
     """Prepare gave it another device meanwhile: the hook takes that device's lock too before it touches it."""
     bench.keeper.prepare(bench.plan())
     ready, held = threading.Event(), list[str]()
@@ -259,7 +276,7 @@ def test_a_claim_that_is_planned_anew_while_its_hook_waits_is_attached_under_the
     def replan() -> None:
         with bench.keeper.locks.hold(["eth1"], until=time.monotonic() + 5):
             ready.set()
-            time.sleep(0.1)
+            waits.wait(5)
             bench.keeper.prepare(bench.plan(devices=("eth2",)))
 
     bench.kernel.on_attach = lambda: held.extend(bench.keeper.locks._held)
@@ -272,14 +289,14 @@ def test_a_claim_that_is_planned_anew_while_its_hook_waits_is_attached_under_the
     assert set(bench.kernel.inside) == {"eth2"}
 
 
-def test_prepare_waits_for_the_devices_of_the_former_allocation(bench: Bench) -> None:
+def test_prepare_waits_for_the_devices_of_the_former_allocation(bench: Bench, waits: threading.Event) -> None:
     """A hook attaches the old device while Prepare brings another: the row of the hook is not overwritten."""
     bench.keeper.prepare(bench.plan())
     thread = threading.Thread(target=bench.keeper.prepare, args=(bench.plan(devices=("eth2",)),))
 
     def prepare_meanwhile() -> None:
         thread.start()
-        time.sleep(0.1)
+        assert waits.wait(5)
 
     bench.kernel.on_attach = prepare_meanwhile
     assert bench.run()
