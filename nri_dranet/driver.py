@@ -370,7 +370,7 @@ class Driver:
         """Return the devices that are in pods, by name; those that stay on the host are published as they are."""
         found: dict[str, tuple[DevicePlan, DeviceFacts | None]] = {}
         for record in self._journal.records():
-            if record.holder is None:
+            if not record.held:
                 continue
             known = {fact.key: fact for fact in record.facts}
             for plan in record.plan.devices:
@@ -438,7 +438,10 @@ class Driver:
             text = f"the node's record of claim {entry.ref} cannot be read and was set aside: {entry.reason}"
             self._claim_event(entry.ref, "RecordQuarantined", text)
         if self._journal.moved_aside:
-            text = f"the journal was damaged and was moved to {self._journal.moved_aside}; a new one is begun"
+            text = (
+                f"the journal was damaged and was moved to {self._journal.moved_aside}; a new one is begun, "
+                f"with {len(self._journal.restored)} claims restored from the copies of their rows"
+            )
             self._events.event(node, "JournalDamaged", text)
         if self._journal.voided:
             LOG.info("claims of an earlier boot dropped", extra=fields(claims=len(self._journal.voided)))

@@ -49,3 +49,8 @@ class ClaimRecord:
     def uid(self) -> str:
         """The claim's UID, the key of the row."""
         return self.plan.ref.uid
+
+    @property
+    def held(self) -> bool:
+        """Tell whether devices may be in a pod: its holder, or one that is not known (of a restored row)."""
+        return self.holder is not None or self.state is not State.PREPARED

@@ -169,7 +169,7 @@ class PlanInputs:
     def _held(self, name: str) -> DevicePlan | None:
         """The plan of a device that is in a pod, or on its way; a shared one stays on the host."""
         for record in self._journal.of_device(name):
-            if record.holder is not None:
+            if record.held:
                 for device in record.plan.devices:
                     if device.key.device == name and device.kind is not DeviceKind.CHILD:
                         return device

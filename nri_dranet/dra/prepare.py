@@ -235,7 +235,7 @@ class Preparer:
     def _recall(self, claim: Claim) -> ClaimRecord | None:
         """A claim that is in a pod already, or on its way: nothing of it is planned again."""
         record = self._keeper.journal.get(claim.ref.uid)
-        if record is None or record.holder is None:
+        if record is None or not record.held:
             return None
         return self._remember(record, claim) if claim.allocation_hash(self._driver) in _hashes(record) else None
 
@@ -364,7 +364,7 @@ class Preparer:
         LOG.warning("claim not prepared", extra=fields(claim=claim.ref.uid, name=claim.ref, reason=reason, error=text))
         self._reports.event(claim.ref, "ClaimPrepareFailed", text, True)
         record = self._keeper.journal.get(claim.ref.uid)
-        if record is None or record.holder is None:
+        if record is None or not record.held:
             self._reports.facts(prepare_failed(claim, results, reason, text))
         return PrepareError(text)
 

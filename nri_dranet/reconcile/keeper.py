@@ -136,7 +136,7 @@ class Keeper:
             old = found[0] if found else None
             plan = lookups.with_receipts(plan, old, self._driver)
             self._refuse_conflicts(plan)
-            if old is None or old.holder is None:
+            if old is None or not old.held:
                 record = ClaimRecord(plan=plan, facts=words.facts(plan, Phase.PREPARED))
             elif old.plan.allocation_hash == plan.allocation_hash:
                 kept = replace(old.plan, pods=plan.pods, listed_by=plan.listed_by, pod_claim_name=plan.pod_claim_name)
@@ -207,7 +207,7 @@ class Keeper:
                 self.journal.remove(ref.uid)
                 return
             (record,) = found
-            if record.holder is not None or record.state is State.DETACHING:
+            if record.held:
                 (record,) = self.returns.give_back([record])
             self.returns.remove_receipts(record)
             released = replace(record, facts=words.facts(record.plan, Phase.DETACHED, reason="Unprepared"))
@@ -287,7 +287,10 @@ class Keeper:
         self.sandboxes.stop(sandbox.id)
         records = self.journal.of_sandbox(sandbox.id)
         if not records:
-            return bool(self._claims_of(sandbox.pod))
+            claims = self._claims_of(sandbox.pod)
+            if any(record.held for record in claims):
+                self._outlets.compare()
+            return bool(claims)
         try:
             with self.holding([record.uid for record in records], until=deadline) as current:
                 self.leave([r for r in current if r.holder is not None and r.holder.sandbox_id == sandbox.id])

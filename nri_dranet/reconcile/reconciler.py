@@ -118,7 +118,7 @@ class Reconciler:
 
     def _judge(self, record: ClaimRecord) -> None:
         sandbox = self._sandbox_of(record)
-        if record.holder is not None and sandbox is None:
+        if record.held and sandbox is None:
             self._count("given back", record)
             self._keeper.leave([record])
         elif record.state is State.DETACHING:

@@ -20,6 +20,7 @@ from nri_dranet.claims.lifecycle import State
 from nri_dranet.claims.model import ClaimRef
 from nri_dranet.claims.plan import PLAN_VERSION, ClaimPlan
 from nri_dranet.claims.record import ClaimRecord, Holder
+from nri_dranet.store.copies import Copies
 from nri_dranet.store.database import JournalError, open_database
 from nri_dranet.telemetry import metrics
 from nri_dranet.telemetry.logs import fields
@@ -48,7 +49,9 @@ class Journal:
         """Open the journal and read it.
 
         Rows of another boot are dropped: after a reboot nothing is attached and nothing prepared. Rows that cannot be
-        read are set aside; all others work.
+        read are set aside; all others work. A row that cannot be read, and every row of a file that is damaged or gone,
+        is restored from its copy: where its devices are is not known then, so that it counts as being attached, and the
+        reconciler finishes that or gives the devices back.
 
         Args:
             path: the SQLite file.
@@ -60,11 +63,18 @@ class Journal:
         self._lock = threading.RLock()
         self._boot_id = boot_id
         self._records: dict[str, ClaimRecord] = {}
+        self._copies = Copies(path.with_name(f"{path.name}.copies"))
+        begun = not path.exists() or path.stat().st_size == 0
         self._connection, self.moved_aside = open_database(path)
         self.quarantined: tuple[Quarantined, ...] = ()
         self.voided: tuple[ClaimRef, ...] = ()
+        self.restored: tuple[ClaimRef, ...] = ()
         with self._transaction("read the journal"):
             self._load()
+            if begun or self.moved_aside:
+                for row in self._copies.all():
+                    self._restore(row)
+        self._copies.prune([*self._records, *self._unreadable()])
 
     def close(self) -> None:
         """Close the file."""
@@ -109,10 +119,11 @@ class Journal:
         with self._lock:
             record = replace(record, boot_id=self._boot_id)
             with self._transaction(f"record claim {record.ref}"):
-                self._connection.execute(
-                    f"INSERT OR REPLACE INTO claims ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?)",  # noqa: S608 - a constant
-                    _row(record),
-                )
+                self._insert(record)
+                try:
+                    self._copies.write(record.uid, _row(record))
+                except OSError as error:
+                    raise JournalError(f"the journal cannot copy claim {record.ref}: {error.strerror}") from error
             self._records[record.uid] = record
             self._readable(record.uid)
             return record
@@ -190,6 +201,7 @@ class Journal:
             with self._transaction("remove a claim"):
                 self._connection.execute("DELETE FROM claims WHERE uid=?", (uid,))
                 self._connection.execute("DELETE FROM quarantine WHERE uid=?", (uid,))
+            self._copies.remove(uid)
             self._records.pop(uid, None)
             self._readable(uid)
 
@@ -260,9 +272,12 @@ class Journal:
                     self._connection.execute("ROLLBACK")
             raise JournalError(f"the journal cannot {what}: {error}") from error
 
+    def _unreadable(self) -> list[str]:
+        return [entry.ref.uid for entry in self.quarantined]
+
     def _readable(self, uid: str) -> None:
         """Forget that the row of a claim could not be read: it was written anew, or released."""
-        if any(entry.ref.uid == uid for entry in self.quarantined):
+        if uid in self._unreadable():
             self.quarantined = tuple(entry for entry in self.quarantined if entry.ref.uid != uid)
 
     def _load(self) -> None:
@@ -278,10 +293,34 @@ class Journal:
             try:
                 self._records[uid] = _record(row)
             except codec.DecodeError as error:
-                # The row stays: the claim's pods are refused until it is written anew or released, in every life.
-                quarantined.append(Quarantined(ref, str(error)))
                 self._set_aside(uid, "claims", str(error), repr(row))
+                copy = self._copies.read(uid)
+                if copy is None or not self._restore(copy):
+                    # The row stays: the claim's pods are refused until it is written anew or released, in every life.
+                    quarantined.append(Quarantined(ref, str(error)))
         self.quarantined, self.voided = tuple(quarantined), tuple(voided)
+
+    def _restore(self, row: Sequence[object]) -> bool:
+        """Take a claim in from the copy of its row; False when that cannot be read, or is of another boot."""
+        try:
+            record = _record(row)
+        except (codec.DecodeError, ValueError) as error:
+            LOG.warning("the copy of a claim's row cannot be read", extra=fields(error=error))
+            return False
+        if record.boot_id != self._boot_id:
+            return False
+        record = replace(record, state=State.ATTACHING, holder=None, successor=None)
+        self._insert(record)
+        self._records[record.uid] = record
+        self.restored = (*self.restored, record.ref)
+        LOG.warning("a claim was restored from the copy of its row", extra=fields(claim=record.uid, name=record.ref))
+        return True
+
+    def _insert(self, record: ClaimRecord) -> None:
+        self._connection.execute(
+            f"INSERT OR REPLACE INTO claims ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?)",  # noqa: S608 - a constant
+            _row(record),
+        )
 
     def _set_aside(self, uid: str, source: str, reason: str, content: str) -> None:
         metrics.QUARANTINED.inc()

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from nri_dranet.claims.allocation import parse_claim
-from nri_dranet.claims.model import DeviceKey, PodRef
+from nri_dranet.claims.model import DeviceKey
 from nri_dranet.claims.plan import DeviceKind, DeviceLimits, DevicePlan, HostState, PodState
-from nri_dranet.claims.record import Holder
 from nri_dranet.dra import plan_inputs
 from nri_dranet.dra.plan_inputs import PlanInputs
 from nri_dranet.netlink.codec import NetlinkError
@@ -52,8 +51,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
 
 def inputs(*, held: DevicePlan | None = None) -> PlanInputs:
     """Return the inputs of a node with a virtual function, which is in a pod where a plan says so."""
-    holder = Holder(pod=PodRef("ns", "p", "u"), sandbox_id="s", netns_path="/x")
-    records = [SimpleNamespace(holder=holder, plan=SimpleNamespace(devices=(held,)))] if held else []
+    records = [SimpleNamespace(held=True, plan=SimpleNamespace(devices=(held,)))] if held else []
     known = SimpleNamespace(name="eth1", link=LINK, pci_address=None, rdma=None, refused="", entry=dict)
     hardware = SimpleNamespace(is_virtual_function=lambda _: True, pf_mtu=lambda _: 1400)
     return PlanInputs(

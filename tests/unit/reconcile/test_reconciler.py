@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nri_dranet.claims.facts import Phase
@@ -150,3 +151,43 @@ def test_the_thread_sweeps_when_it_is_woken_and_ends(bench: Bench) -> None:
         time.sleep(0.01)
     bench.reconciler.stop()
     assert state(bench) is State.PREPARED
+
+
+def restored(bench: Bench) -> None:
+    """Put a claim into the journal as the copy of its row has it: nobody knows where its devices are."""
+    record = bench.keeper.prepare(bench.plan())
+    bench.keeper.journal.put(replace(record, state=State.ATTACHING, holder=None))
+
+
+def test_a_restored_claim_of_a_running_pod_is_attached(bench: Bench) -> None:
+    """The journal was lost under a running pod: the device is found there, and what is told stays."""
+    restored(bench)
+    told = len(bench.facts)
+    bench.keeper.synchronize([bench.sandbox()])
+    bench.reconciler.sweep()
+    assert state(bench) is State.ATTACHED
+    assert {fact.devices[0].phase for fact in bench.facts[told:]} == {Phase.ATTACHED}
+
+
+def test_a_restored_claim_without_a_pod_is_put_right_on_the_host(bench: Bench) -> None:
+    """The pod has ended meanwhile: its device gets its state on the host back, under whatever name it came home."""
+    restored(bench)
+    bench.keeper.synchronize([])
+    bench.reconciler.sweep()
+    assert bench.kernel.calls == ["detach eth1"]
+    assert state(bench) is State.PREPARED
+
+
+def test_a_restored_claim_that_is_released_first_is_put_right_too(bench: Bench) -> None:
+    """Kubelet releases it before the runtime has spoken."""
+    restored(bench)
+    bench.keeper.unprepare(bench.plan().ref)
+    assert bench.kernel.calls == ["detach eth1"]
+    assert bench.keeper.journal.records() == ()
+
+
+def test_the_end_of_a_pod_of_a_restored_claim_asks_for_its_device(bench: Bench) -> None:
+    """Its sandbox stops before anything was compared."""
+    restored(bench)
+    assert bench.stop()
+    assert bench.compared

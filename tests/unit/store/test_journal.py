@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
@@ -106,14 +107,106 @@ def test_rows_of_another_boot_are_void(journal: Journal, path: Path, make_record
     again.close()
 
 
+def forget_copies(path: Path) -> None:
+    """Remove the copies of all rows."""
+    shutil.rmtree(path.with_name(f"{path.name}.copies"))
+
+
+def damage(path: Path, column: str, uid: str = "u1") -> None:
+    """Make a column of a row unreadable."""
+    with sqlite3.connect(path) as raw:
+        raw.execute(f"UPDATE claims SET {column}='{{\"future\":1}}' WHERE uid=?", (uid,))  # noqa: S608 - a test's word
+    raw.close()
+
+
+def garble(path: Path) -> None:
+    """Fill the file with garbage."""
+    for side in ("-wal", "-shm"):
+        path.with_name(path.name + side).unlink(missing_ok=True)
+    path.write_bytes(os.urandom(20_000))
+
+
+def empty(path: Path) -> None:
+    """Cut the file to nothing."""
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("spoil", [garble, Path.unlink, empty])
+def test_the_claims_of_a_spoiled_file_are_restored(
+    journal: Journal, path: Path, make_record: MakeRecord, spoil: Callable[[Path], None]
+) -> None:
+    """The plans and undos come back from the copies; who holds them is for kernel and runtime to say."""
+    record = journal.put(make_record("u1"))
+    journal.update(["u1"], state=State.ATTACHING, holder=HOLDER)
+    journal.update(["u1"], state=State.ATTACHED, holder=HOLDER)
+    journal.put(make_record("u2", device="eth2"))
+    journal.remove("u2")
+    journal.close()
+    spoil(path)
+    again = Journal(path, "boot-1")
+    assert again.restored == (record.ref,)
+    assert again.records() == (replace(record, state=State.ATTACHING),)
+    assert again.records()[0].held
+    again = reopen(again, path)
+    assert [each.uid for each in again.records()] == ["u1"]
+    assert again.restored == ()
+    again.close()
+
+
+def test_copies_of_an_earlier_boot_are_not_restored(journal: Journal, path: Path, make_record: MakeRecord) -> None:
+    """After a reboot nothing is attached, whatever the copies say, and they go."""
+    journal.put(make_record("u1"))
+    journal.close()
+    garble(path)
+    again = Journal(path, "boot-2")
+    assert again.records() == ()
+    assert list(path.with_name(f"{path.name}.copies").iterdir()) == []
+    again.close()
+
+
+def test_a_damaged_copy_hinders_nothing(journal: Journal, path: Path, make_record: MakeRecord) -> None:
+    """A copy that cannot be read is passed over; the others are restored."""
+    journal.put(make_record("u1"))
+    good = journal.put(make_record("u2", device="eth2"))
+    journal.close()
+    garble(path)
+    folder = path.with_name(f"{path.name}.copies")
+    (folder / "x.json").write_bytes(b"[" * 100_000)
+    (folder / "y.json").write_bytes(b'["u3"]')
+    (folder / "z.json").write_bytes(b"{}")
+    next(each for each in folder.iterdir() if b'"u1"' in each.read_bytes()).write_bytes(b"\xff")
+    again = Journal(path, "boot-1")
+    assert again.restored == (good.ref,)
+    again.close()
+
+
+def test_a_damaged_row_is_restored_from_its_copy(journal: Journal, path: Path, make_record: MakeRecord) -> None:
+    """One row that cannot be read is taken from its copy; nothing is quarantined."""
+    record = journal.put(make_record("u1"))
+    journal.close()
+    damage(path, "plan")
+    again = Journal(path, "boot-1")
+    assert again.quarantined == ()
+    assert again.restored == (record.ref,)
+    again.close()
+
+
+def test_a_claim_that_cannot_be_copied_is_not_recorded(journal: Journal, path: Path, make_record: MakeRecord) -> None:
+    """Disk full in the folder of the copies: the claim is refused, and the journal is as before."""
+    path.with_name(f"{path.name}.copies").write_text("in the way", encoding="utf-8")
+    with pytest.raises(JournalError, match="cannot copy claim default/"):
+        journal.put(make_record())
+    assert journal.records() == ()
+    assert reopen(journal, path).records() == ()
+
+
 def test_a_damaged_row_is_set_aside_and_the_others_work(journal: Journal, path: Path, make_record: MakeRecord) -> None:
     """One row that cannot be read is quarantined, with its reason; the others are there."""
     journal.put(make_record("u1"))
     good = journal.put(make_record("u2", device="eth2"))
     journal.close()
-    with sqlite3.connect(path) as raw:
-        raw.execute("UPDATE claims SET plan='{\"future\":1}' WHERE uid='u1'")
-    raw.close()
+    damage(path, "plan")
+    forget_copies(path)
     again = Journal(path, "boot-1")
     assert again.records() == (good,)
     assert [entry.ref.uid for entry in again.quarantined] == ["u1"]
@@ -128,9 +221,8 @@ def test_a_damaged_row_is_refused_in_every_life(journal: Journal, path: Path, ma
     """A claim that cannot be read stays known as such over restarts, is set aside once, and heals when written anew."""
     record = journal.put(make_record("u1"))
     journal.close()
-    with sqlite3.connect(path) as raw:
-        raw.execute("UPDATE claims SET facts='[{}]' WHERE uid='u1'")
-    raw.close()
+    damage(path, "facts")
+    forget_copies(path)
     again = Journal(path, "boot-1")
     again = reopen(again, path)
     assert [entry.ref.uid for entry in again.quarantined] == ["u1"]

@@ -84,6 +84,9 @@ def restarted(stage: Stage) -> None:
     stage.wait_ready()
 
 
+CLAIMS = "/apis/resource.k8s.io/v1/resourceclaims"
+
+
 def events(stage: Stage, word: str) -> list[dict[str, Any]]:
     """Return the Events whose message or reason has a word."""
     return [e for e in stage.api.objects("/api/v1/events") if word in e["message"] or word in e["reason"]]
@@ -280,9 +283,12 @@ def test_f12_name_taken_on_the_host(stage: Stage, nic: str) -> None:
 
 
 @pytest.mark.parametrize("damage", ["garbage", "empty", "directory", "truncated"])
-def test_f13_damaged_journal(stage: Stage, nic: str, damage: str) -> None:
-    """The daemon starts, moves what it cannot read aside with an Event, and serves the next claim."""
-    running(stage, nic)
+def test_f13_damaged_journal(stage: Stage, nic: str, damage: str, host_state: HostState) -> None:
+    """The daemon moves what it cannot read aside with an Event; a pod keeps its device, and gives it back as it was."""
+    stage.wait_for(lambda: nic in stage.devices(), "published")
+    before = host_state(nic)
+    pod = running(stage, nic)
+    status = stage.api.objects(CLAIMS)[0]["status"]["devices"]
     stage.stop_daemon()
     path = journal_of(stage)
     for side in ("-wal", "-shm"):
@@ -296,13 +302,42 @@ def test_f13_damaged_journal(stage: Stage, nic: str, damage: str) -> None:
     restarted(stage)
     if damage != "empty":
         stage.wait_for(lambda: events(stage, "JournalDamaged"), "an Event that says so")
-    assert stage.daemon_pid()
+    stage.wait_for(lambda: _state_of(stage, "c") == "attached", "the claim is known again")
+    assert "eth99" in pod.run("ip", "link")
+    assert stage.api.objects(CLAIMS)[0]["status"]["devices"] == status
+    stage.end_pod(pod)
+    home(stage, nic, host_state, before)
+
+
+def _state_of(stage: Stage, claim: str) -> str:
+    with sqlite3.connect(f"file:{journal_of(stage)}?mode=ro", uri=True) as raw:
+        found = raw.execute("SELECT state FROM claims WHERE name=?", (claim,)).fetchone()
+    raw.close()
+    return str(found[0]) if found else ""
+
+
+def test_f13_deleted_journal_of_a_pod_that_ended_meanwhile(stage: Stage, nic: str, host_state: HostState) -> None:
+    """The file is gone and so is the pod, whose device came home under the pod's name: it gets its state back."""
+    stage.wait_for(lambda: nic in stage.devices(), "published")
+    before = host_state(nic)
+    pod = running(stage, nic)
+    stage.stop_daemon(signal.SIGKILL)
+    for path in journal_of(stage).parent.glob("*.db*"):
+        if path.is_file():
+            path.unlink()
+    pod.run("ip", "link", "set", "eth99", "netns", str(os.getpid()))
+    stage.runtime.stop_pod(pod.sandbox)
+    stage.runtime.remove_pod(pod.sandbox)
+    restarted(stage)
+    home(stage, nic, host_state, before)
 
 
 def test_f13_one_damaged_row(stage: Stage, nic: str, second: str, host_state: HostState) -> None:
     """One claim's row cannot be read: an Event says so, its pod is refused, the other claim's pod is served."""
     bad, good = prepared(stage, nic, claim="bad"), prepared(stage, second, claim="good")
     stage.stop_daemon(signal.SIGKILL)
+    for path in journal_of(stage).parent.glob("*.copies/*"):
+        path.unlink()
     edit_journal(stage, "UPDATE claims SET plan='{' WHERE name='bad'")
     restarted(stage)
     stage.wait_for(lambda: events(stage, "RecordQuarantined"), "an Event that says so")
@@ -350,7 +385,9 @@ def test_f14_disk_full(make_stage: MakeStage, nic: str, host_state: HostState) -
         pod = stage.pod("pod-c", "c")
         filler = folder / "filler"
         subprocess.run(["dd", "if=/dev/zero", f"of={filler}", "bs=4k"], check=False, capture_output=True)
-        assert "full" in error_of(stage.prepare(pod))
+        error = error_of(stage.prepare(pod))
+        assert "journal" in error
+        assert "full" in error or "No space left" in error
         assert host_state(nic) == before
         filler.unlink()
         assert error_of(stage.prepare(pod)) == ""
