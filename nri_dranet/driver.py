@@ -32,6 +32,7 @@ from nri_dranet.inventory.inventory import Inventory
 from nri_dranet.inventory.state import Policy
 from nri_dranet.kube.client import ConfigurationError, KubeClient
 from nri_dranet.kube.events import EventRecorder, ObjectRef
+from nri_dranet.kube.evictions import Evictor
 from nri_dranet.kube.pods import PodCache
 from nri_dranet.netlink.namespaces import NetNs
 from nri_dranet.nri.hooks import EVENTS, Hooks
@@ -118,6 +119,7 @@ class Options:
     allow: frozenset[str]
     deny: frozenset[str]
     device_taints: str
+    end_unattached_pods: bool
     feature_gates: dict[str, bool]
     log_level: str
     log_format: str
@@ -188,7 +190,7 @@ class Driver:
         stack.callback(self._engine.close)
         stack.callback(self._inputs.close)
         stack.callback(self._observer.stop)
-        for part in (self._pods, self._held, self._writer, self._slices, self._reconciler):
+        for part in (self._pods, self._held, self._writer, self._slices, self._evictor, self._reconciler):
             part.start()
             stack.push_async_callback(asyncio.to_thread, part.stop)
         # Joined last and left last: pods that were prepared must find their hook.
@@ -242,7 +244,8 @@ class Driver:
             outlets=outlets,
             inlets=Inlets(uplink=self._uplink, claims_of_pod=self._claims_of_pod),
         )
-        self._reconciler = Reconciler(self._keeper, self._engine, receipts, outlets)
+        self._evictor = Evictor(client)
+        self._reconciler = Reconciler(self._keeper, self._engine, receipts, outlets, end=self._unattached)
         hardware = Hardware(
             sysfs, lambda: [device.link for device in self._inventory.devices() if device.link is not None]
         )
@@ -337,6 +340,10 @@ class Driver:
         self._held.refresh()
         self._slices.refresh()
 
+    def _unattached(self, pod: PodRef) -> None:
+        if self._options.end_unattached_pods:
+            self._evictor.end(_object(pod))
+
     def _compare_soon(self) -> None:
         self._reconciler.wake()
 
@@ -400,15 +407,7 @@ class Driver:
         self._preparer.claim_changed(ref, claim)
 
     def _event(self, subject: PodRef | ClaimRef, reason: str, message: str, warning: bool) -> None:
-        is_pod = isinstance(subject, PodRef)
-        ref = ObjectRef(
-            kind="Pod" if is_pod else "ResourceClaim",
-            namespace=subject.namespace,
-            name=subject.name,
-            uid=subject.uid,
-            api_version="v1" if is_pod else "resource.k8s.io/v1",
-        )
-        self._events.event(ref, reason, message, warning=warning)
+        self._events.event(_object(subject), reason, message, warning=warning)
 
     def _claim_event(self, ref: ClaimRef, reason: str, message: str) -> None:
         self._event(ref, reason, message, warning=True)
@@ -472,3 +471,14 @@ class Driver:
 
 def _lost(fact: DeviceFacts | None) -> bool:
     return fact is not None and fact.phase is Phase.LOST
+
+
+def _object(subject: PodRef | ClaimRef) -> ObjectRef:
+    is_pod = isinstance(subject, PodRef)
+    return ObjectRef(
+        kind="Pod" if is_pod else "ResourceClaim",
+        namespace=subject.namespace,
+        name=subject.name,
+        uid=subject.uid,
+        api_version="v1" if is_pod else "resource.k8s.io/v1",
+    )

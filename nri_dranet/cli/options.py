@@ -160,6 +160,12 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "when the flag has no value), NoExecute",
         taint_effect,
     )
+    flag(
+        "end-unattached-pods",
+        "false",
+        "true: a pod that runs without its device, and cannot get it late, is evicted through the API",
+        boolean,
+    )
     flag("state-dir", "", "where the journal is; empty: plugins/DRIVER in --kubelet-root-dir")
     flag("cdi-dir", "/var/run/cdi", "folder in which the container runtime looks for CDI files")
     flag("log-level", "", "debug, info, warning or error")
@@ -216,6 +222,7 @@ def run_options(args: argparse.Namespace, host_name: str) -> Options:
         allow=args.allow_interfaces,
         deny=args.deny_interfaces,
         device_taints=args.device_taints,
+        end_unattached_pods=args.end_unattached_pods,
         feature_gates=args.feature_gates,
         log_level=args.log_level or ("debug" if args.v >= _DEBUG_VERBOSITY else "info"),
         log_format=args.log_format,

@@ -24,7 +24,10 @@ from nri_dranet.telemetry import metrics
 from nri_dranet.telemetry.logs import fields
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nri_dranet.claims.facts import DeviceFacts
+    from nri_dranet.claims.model import PodRef
     from nri_dranet.claims.plan import ClaimPlan
     from nri_dranet.claims.record import ClaimRecord
     from nri_dranet.reconcile.keeper import Keeper
@@ -46,14 +49,33 @@ class Reconciler:
     """A thread that keeps claims as the runtime's sandboxes demand."""
 
     def __init__(
-        self, keeper: Keeper, engine: Attacher, receipts: Receipts, outlets: Outlets, *, period: float = PERIOD
+        self,
+        keeper: Keeper,
+        engine: Attacher,
+        receipts: Receipts,
+        outlets: Outlets,
+        *,
+        period: float = PERIOD,
+        end: Callable[[PodRef], None] = lambda _: None,
     ) -> None:
+        """Prepare to compare.
+
+        Args:
+            keeper: the claims.
+            engine: looks at devices.
+            receipts: the receipts, which are swept too.
+            outlets: where it says what it did.
+            period: seconds between two comparisons when nothing asks for one.
+            end: told of a pod that runs without its device and did not get it in two comparisons.
+        """
         self._keeper = keeper
         self._engine = engine
         self._receipts = receipts
         self._outlets = outlets
         self._period = period
+        self._end = end
         self._told: set[str] = set()
+        self._without: dict[str, str] = {}
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
@@ -92,6 +114,7 @@ class Reconciler:
                 LOG.error("claim cannot be put right", extra=fields(claim=record.uid, error=error))  # noqa: TRY400
             except Exception:  # one claim that cannot be judged must not keep the others from it
                 LOG.exception("claim cannot be put right", extra=fields(claim=record.uid))
+        self._without = {uid: pod for uid, pod in self._without.items() if self._keeper.journal.get(uid) is not None}
         self._sweep_receipts()
 
     def _tell_once(self, uid: str) -> None:
@@ -150,7 +173,11 @@ class Reconciler:
             LOG.error(  # noqa: TRY400 - the text says all
                 "a pod runs without its device", extra=fields(pod=sandbox.pod, claim=record.uid, error=error)
             )
+            if self._without.get(record.uid) == sandbox.pod.uid:
+                self._end(sandbox.pod)
+            self._without[record.uid] = sandbox.pod.uid
             return
+        self._without.pop(record.uid, None)
         text = f"device {words.devices_text(record.plan)} was attached after the pod's sandbox had started"
         self._outlets.event(sandbox.pod, "DeviceAttachedLate", text, False)
 

@@ -38,6 +38,7 @@ ATTACHES = Counter("nri_dranet_attaches", "Devices attached, by result and reaso
 DETACHES = Counter("nri_dranet_detaches", "Devices given back, by result.", ["result"])
 RESTORE_FAILURES = Counter("nri_dranet_restore_failures", "Parts of a device's host state not restored.", ["step"])
 RECONCILE_ACTIONS = Counter("nri_dranet_reconcile_actions", "What the reconciler did.", ["action"])
+EVICTIONS = Counter("nri_dranet_evictions", "Pods without their device that were to be evicted, by result.", ["result"])
 QUARANTINED = Counter("nri_dranet_journal_quarantined", "Journal rows that could not be read and were set aside.")
 STATUS_WRITES = Counter("nri_dranet_status_writes", "Writes of claim status, by result.", ["result"])
 STATUS_LAG = Histogram(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from nri_dranet.claims.facts import Phase
 from nri_dranet.claims.lifecycle import State
+from nri_dranet.reconcile.reconciler import Reconciler
 
 if TYPE_CHECKING:
     from tests.unit.reconcile.conftest import Bench
@@ -151,6 +152,28 @@ def test_the_thread_sweeps_when_it_is_woken_and_ends(bench: Bench) -> None:
         time.sleep(0.01)
     bench.reconciler.stop()
     assert state(bench) is State.PREPARED
+
+
+def test_a_pod_that_cannot_get_its_device_late_is_to_end(bench: Bench) -> None:
+    """Once may be bad luck; the second comparison in a row that finds a pod without its device has it ended."""
+    ended: list[str] = []
+    reconciler = Reconciler(
+        bench.keeper, bench.kernel, bench.receipts, bench.keeper._outlets, end=lambda pod: ended.append(pod.uid)
+    )
+    bench.keeper.prepare(bench.plan())
+    bench.keeper.synchronize([bench.sandbox()])
+    bench.refuse()
+    reconciler.sweep()
+    bench.kernel.failure = None
+    reconciler.sweep()
+    assert state(bench) is State.ATTACHED
+    bench.stop()
+    bench.keeper.synchronize([bench.sandbox("p1", "s2")])
+    bench.refuse()
+    reconciler.sweep()
+    assert ended == []
+    reconciler.sweep()
+    assert ended == ["p1"]
 
 
 def restored(bench: Bench) -> None:
