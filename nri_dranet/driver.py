@@ -49,6 +49,7 @@ from nri_dranet.status.health_book import HealthBook
 from nri_dranet.status.wire import StatusWire
 from nri_dranet.status.writer import WORKERS, StatusWriter
 from nri_dranet.store.database import JournalError
+from nri_dranet.store.instance import InstanceLock
 from nri_dranet.store.journal import Journal
 from nri_dranet.sysfs import Sysfs
 from nri_dranet.telemetry import metrics
@@ -88,6 +89,8 @@ THREADS: Final = (
 _FIRST_SCAN_SECONDS: Final = 10.0
 _IN_FLIGHT_SECONDS: Final = 10.0
 _IN_FLIGHT_LOOK: Final = 0.1
+_OTHER_INSTANCE_SECONDS: Final = 60.0
+_OTHER_INSTANCE_LOOK: Final = 0.05
 _STALE_INVENTORY: Final = 3.0
 
 
@@ -139,6 +142,7 @@ class Driver:
         self._filter = DeviceFilter(options.filter, options.driver_name)
         sharing.compiled(options.share, options.driver_name)
         self._prepared_at: dict[str, float] = {}
+        self._stopping = asyncio.Event()
         self._threads = Threads(THREADS)
 
     async def run(self) -> None:
@@ -147,7 +151,7 @@ class Driver:
         Raises:
             StartError: the start failed; everything that was started is stopped again.
         """
-        stopping = asyncio.Event()
+        stopping = self._stopping
         loop = asyncio.get_running_loop()
         for sig in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(sig, stopping.set)
@@ -168,6 +172,7 @@ class Driver:
         """Start everything; what ``stack`` holds is stopped in the reverse order."""
         options = self._options
         self._client = KubeClient.load(options.kubeconfig)
+        await self._be_alone(stack)
         stack.callback(self._client.close)
         self._journal = Journal(options.journal, BOOT_ID.read_text(encoding="ascii").strip())
         stack.callback(self._journal.close)
@@ -204,6 +209,30 @@ class Driver:
         # What the start has made lives as long as the process: a collection in a hook shall not walk it.
         gc.collect()
         gc.freeze()
+
+    async def _be_alone(self, stack: contextlib.AsyncExitStack) -> None:
+        """Wait until a former instance has ended: it finishes what it has begun, and then this one goes on from there.
+
+        Raises:
+            StartError: the other one does not end.
+            OSError: the lock cannot be made.
+        """
+        lock = InstanceLock(self._options.journal)
+        stack.callback(lock.close)
+        end = time.monotonic() + _OTHER_INSTANCE_SECONDS
+        told = False
+        while not lock.take():
+            if not told:
+                told = True
+                LOG.info("waiting for another instance to end", extra=fields(process=lock.holder(), path=lock.path))
+            if self._stopping.is_set():
+                raise StartError("stopped before another instance had ended")
+            if time.monotonic() > end:
+                raise StartError(
+                    f"another instance (process {lock.holder() or 'unknown'}) still works with the journal "
+                    f"{self._options.journal}: end it, or give this one another --state-dir and --driver-name"
+                )
+            await asyncio.sleep(_OTHER_INSTANCE_LOOK)
 
     def _compose(self) -> None:
         """Make all parts and bring them together."""
