@@ -31,6 +31,7 @@ from nri_dranet.reconcile.keeper import Keeper
 from nri_dranet.reconcile.ports import Inlets, Outlets
 from nri_dranet.reconcile.reconciler import Reconciler
 from nri_dranet.reconcile.sandboxes import SandboxRef
+from nri_dranet.store.copies import Copies
 from nri_dranet.store.journal import Journal
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ class Bomb:
         """Count every journal write, every receipt that is written or removed, and the engine's work."""
         for name in ("put", "update", "set_facts", "remove"):
             self.around(Journal, name)
+        for name in ("write", "remove"):
+            self.around(Copies, name)
         for name in ("_write", "_path", "remove"):
             self.around(Receipts, name)
         for name in ("attach", "detach"):
@@ -137,8 +140,9 @@ class Node:
 
     def wipe(self) -> None:
         """Forget all files."""
-        for path in [*self.folder.glob("journal*"), *self.receipts()]:
-            path.unlink()
+        for path in [*self.folder.glob("journal*/*"), *self.folder.glob("journal*"), *self.receipts()]:
+            if path.is_file():
+                path.unlink()
 
 
 def dies(call: Callable[[], None]) -> bool:
