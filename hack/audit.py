@@ -68,6 +68,25 @@ def audit_all(
     ]
 
 
+def audit_at_rest(claims: Iterable[Mapping[str, Any]], pods: Sequence[Sequence[Link]]) -> list[str]:
+    """Return what is wrong with the statuses of a node's claims, whichever of its pods has which.
+
+    A claim of which nothing is said is passed over: it may never have been prepared.
+
+    Args:
+        claims: the claims.
+        pods: what ``ip -j -d addr`` prints in each pod that lives.
+    """
+    wrong = []
+    for claim in claims:
+        if not (claim.get("status") or {}).get("devices"):
+            continue
+        verdicts = [audit(claim, links, others=[each["ifname"] for each in links]) for links in pods]
+        if [] not in verdicts and (found := audit(claim, None)):
+            wrong.append(f"claim {claim['metadata']['name']}: {verdicts or found}")
+    return wrong
+
+
 def _key(item: Mapping[str, Any]) -> str:
     return "/".join(str(item[part]) for part in ("pool", "device", "shareID") if item.get(part))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hack import images
+from hack.audit import audit_at_rest
 from hack.node import CDI_DIR, NRI_SOCKET, Node, NodeError, Program
 from nri_dranet.testing.apiserver import ApiServerStandIn
 from nri_dranet.testing.kubelet import KubeletStandIn
@@ -400,6 +401,12 @@ class World:
 
         found: dict[str, Any] = self.wait_for(look, f"{kind} of claim {claim} is {status}")
         return found
+
+    def audit(self) -> list[str]:
+        """Return what is wrong with the claims' statuses, compared with what ``ip`` shows in the pods."""
+        paths = [self.client.netns(sandbox) for sandbox, ready in self.client.sandboxes().items() if ready]
+        pods = [self.node.ip("address", "show", netns=path) for path in paths if path]
+        return audit_at_rest(self.api.list(CLAIMS), pods)
 
     def receipts(self) -> list[str]:
         """Return the names of the files in the CDI folder."""

@@ -66,3 +66,5 @@ def world(node: Node, client: CriClient) -> Iterator[World]:
     """Put stand-ins of API server and kubelet beside the node, for the daemon."""
     with World(node, client) as world:
         yield world
+        if world.daemon is not None and world.ready():
+            world.wait_for(lambda: not world.audit(), "each claim's status says what its pod has")

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from nri_dranet.testing.stage import Stage
+from hack.audit import audit_at_rest
+from nri_dranet.testing.stage import RESOURCE_API, Stage, StageError
 
 MakeStage = Callable[..., Stage]
 
@@ -37,6 +38,23 @@ def _host_state(name: str) -> dict[str, Any]:
 def _on_host(name: str) -> bool:
     """Tell whether an interface is on the host."""
     return subprocess.run(["ip", "link", "show", "dev", name], check=False, capture_output=True).returncode == 0
+
+
+def _wrong(stage: Stage) -> list[str]:
+    """Return what the auditor finds wrong."""
+    pods = [json.loads(pod.run("ip", "-j", "-d", "addr")) for pod in stage._pods if pod.process.poll() is None]
+    return audit_at_rest(stage.api.list(f"{RESOURCE_API}/resourceclaims"), pods)
+
+
+def _audited(stage: Stage) -> None:
+    """Wait until all statuses say what there is. Where the daemon does not run any more nothing will be said."""
+    try:
+        stage.daemon_pid()
+    except StageError:
+        return
+    stage.api.resume()
+    stage.runtime.wait_for_plugin()
+    stage.wait_for(lambda: not _wrong(stage), "each claim's status says what its pod has")
 
 
 @pytest.fixture
@@ -80,8 +98,12 @@ def make_stage() -> Iterator[MakeStage]:
         return stage
 
     yield make
-    for stage in stages:
-        stage.close()
+    try:
+        for stage in stages:
+            _audited(stage)
+    finally:
+        for stage in stages:
+            stage.close()
     for folder in folders:
         folder.cleanup()
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from hack.audit import audit, audit_all
+from hack.audit import audit, audit_all, audit_at_rest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,3 +97,12 @@ def test_without_a_pod_nothing_is_ready() -> None:
 def test_an_interface_that_nobody_speaks_of_is_named() -> None:
     """A device in the pod that no status has."""
     assert audit(CLAIM, [LINK, {**LINK, "ifname": "net2"}]) == ["interface net2 is in the pod, and no device has it"]
+
+
+def test_at_rest_one_pod_has_the_claim_or_none_and_it_says_so() -> None:
+    """Whichever it is; interfaces of others do not matter, and a claim of which nothing is said is passed over."""
+    other = {**LINK, "ifname": "eth0", "address": "02:00:00:00:00:09"}
+    silent = {"metadata": {"name": "s"}, "status": {}}
+    assert audit_at_rest([CLAIM, silent], [[other], [other, LINK]]) == []
+    assert audit_at_rest([CLAIM], [[other]]) != []
+    assert audit_at_rest([CLAIM], []) != []

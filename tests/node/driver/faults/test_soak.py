@@ -5,6 +5,7 @@ Nothing goes missing and nothing grows. ``NRI_DRANET_SOAK`` is the number of pod
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from hack.audit import audit
 from nri_dranet.testing.runtime import RuntimeRefusedError
 
 if TYPE_CHECKING:
@@ -82,6 +84,10 @@ def _cycle(stage: Stage, nic: str, name: str, trouble: Callable[[], None]) -> No
     trouble()
     stage.wait_for(lambda: "169.254.169.13" in pod.run("ip", "addr"), f"{name} has its interface")
     stage.wait_condition(name, "NetworkReady", "True")
+    stage.wait_for(
+        lambda: not audit(stage.get_claim(name), json.loads(pod.run("ip", "-j", "-d", "addr"))),
+        f"the status of {name} says what its pod has",
+    )
     stage.end_pod(pod)
     stage.wait_for(lambda: _released(stage, pod), f"{name} released")
     stage.api.release("default", name, uid=pod.uid)
