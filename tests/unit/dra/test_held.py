@@ -12,6 +12,7 @@ from nri_dranet.dra import held as module
 from nri_dranet.dra.held import HeldClaims
 from nri_dranet.kube.client import KubeClient
 from nri_dranet.kube.listwatch import watch
+from nri_dranet.telemetry import metrics
 from nri_dranet.testing.apiserver import ApiServerStandIn
 
 if TYPE_CHECKING:
@@ -39,6 +40,15 @@ class Seen:
             assert self._changed.wait_for(lambda: any(r == ref and (c is None) is gone for r, c in self.told), 20)
             found = [c for r, c in self.told if r == ref and (c is None) is gone]
             return found[-1]
+
+    def wait_label(self, ref: ClaimRef, value: str) -> None:
+        """Wait until a claim was told with a value of the label ``n``."""
+
+        def told() -> bool:
+            return any(r == ref and c and (c["metadata"].get("labels") or {}).get("n") == value for r, c in self.told)
+
+        with self._changed:
+            assert self._changed.wait_for(told, 20)
 
 
 @pytest.fixture
@@ -153,3 +163,32 @@ def test_a_watch_that_died_is_begun_anew(
     held.refresh()
     seen.wait(ref, gone=False)
     held.stop()
+
+
+def asked() -> float:
+    """Return how many requests about claims were answered."""
+    return sum(
+        sample.value
+        for family in metrics.API_REQUESTS.collect()
+        for sample in family.samples
+        if sample.name.endswith("_total") and sample.labels["resource"] == "resourceclaims"
+    )
+
+
+def test_what_a_held_claim_costs_the_api_server(api: tuple[ApiServerStandIn, KubeClient]) -> None:
+    """One list and one watch a claim, however often it changes."""
+    server, client = api
+    refs = [make(server, f"c{number}") for number in range(20)]
+    before = asked()
+    seen = Seen()
+    held = HeldClaims(client, lambda: refs, seen.take)
+    held.start()
+    for ref in refs:
+        seen.wait(ref, gone=False)
+    for number in range(5):
+        for ref in refs:
+            server.merge(f"{CLAIMS}/{ref.name}", {"metadata": {"labels": {"n": str(number)}}})
+    for ref in refs:
+        seen.wait_label(ref, "4")
+    held.stop()
+    assert asked() - before == 2 * len(refs)

@@ -282,6 +282,7 @@ def test_f12_name_taken_on_the_host(stage: Stage, nic: str) -> None:
         ip("link", "del", "stranger")
 
 
+@pytest.mark.usefixtures("journal_lost")
 @pytest.mark.parametrize("damage", ["garbage", "empty", "directory", "truncated"])
 def test_f13_damaged_journal(stage: Stage, nic: str, damage: str, host_state: HostState) -> None:
     """The daemon moves what it cannot read aside with an Event; a pod keeps its device, and gives it back as it was."""
@@ -359,6 +360,7 @@ def _refused(stage: Stage, pod: StagedPod, word: str) -> bool:
     return False
 
 
+@pytest.mark.usefixtures("journal_lost")
 def test_f13_journal_of_a_newer_version(stage: Stage) -> None:
     """A downgrade is refused in words that say what to do; the file stays as it is."""
     stage.stop_daemon()
