@@ -6,15 +6,11 @@ import lzma
 import shutil
 import struct
 import subprocess
-from typing import TYPE_CHECKING
 
 import pytest
 
 from hack.parts import PartError
 from hack.vm.image import cpio, unpacked_kernel
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 KERNEL = b"\x7fELF" + bytes(1000)
 
@@ -43,15 +39,6 @@ def test_a_kernel_packed_in_another_way_is_refused() -> None:
     """The error shows the first bytes."""
     with pytest.raises(PartError, match="02214c184c10"):
         unpacked_kernel(wrapped(bytes.fromhex("02214c184c10") + bytes(60)))
-
-
-@pytest.mark.skipif(shutil.which("cpio") is None, reason="no cpio command here")
-def test_an_archive_can_be_read_by_cpio(tmp_path: Path) -> None:
-    """Files come with their folders and content."""
-    archive = cpio({"a/b/file": b"content", "init": b"#!/bin/sh\n"})
-    subprocess.run(["cpio", "-id", "--quiet"], input=archive, cwd=tmp_path, check=True)
-    assert (tmp_path / "a/b/file").read_bytes() == b"content"
-    assert (tmp_path / "init").stat().st_mode & 0o111
 
 
 def test_an_archive_is_made_of_aligned_entries() -> None:

@@ -282,7 +282,6 @@ def test_f12_name_taken_on_the_host(stage: Stage, nic: str) -> None:
         ip("link", "del", "stranger")
 
 
-@pytest.mark.usefixtures("journal_lost")
 @pytest.mark.parametrize("damage", ["garbage", "empty", "directory", "truncated"])
 def test_f13_damaged_journal(stage: Stage, nic: str, damage: str, host_state: HostState) -> None:
     """The daemon moves what it cannot read aside with an Event; a pod keeps its device, and gives it back as it was."""
