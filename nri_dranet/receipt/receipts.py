@@ -32,6 +32,7 @@ LOG = logging.getLogger(__name__)
 
 CDI_VERSION = "0.5.0"
 _NAMED_DEVICES = 3
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 _NOT_NAME = re.compile(r"[^A-Za-z0-9_.:-]")
 _NOT_VARIABLE = re.compile(r"[^A-Z0-9_]")
 
@@ -226,12 +227,16 @@ class Receipts:
         temporary = path.with_name(f".{path.name}.new")
         try:
             with contextlib.suppress(OSError):
-                if path.read_bytes() == content.encode():
+                # Asking first is cheaper than an error in a hook, where there is none as a rule.
+                if path.exists() and path.read_bytes() == content.encode():
                     return
-            self._folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(content)
+            try:
+                descriptor = os.open(temporary, _NEW_FILE, 0o644)
+            except FileNotFoundError:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(temporary, _NEW_FILE, 0o644)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content.encode())
             temporary.rename(path)
         except OSError as error:
             with contextlib.suppress(OSError):

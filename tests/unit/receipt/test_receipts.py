@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +98,15 @@ def test_writing_again_leaves_an_equal_file_alone(tmp_path: Path) -> None:
     before = path.stat().st_ino
     receipts.write(claim, [])
     assert path.stat().st_ino == before
+
+
+def test_the_folder_is_made_again_when_it_was_removed(tmp_path: Path) -> None:
+    """Whoever clears the runtime's folder while this runs makes no attach fail."""
+    receipts, claim = Receipts(tmp_path / "etc" / "cdi", "dra.net"), plan(device("eth1"))
+    receipts.write(claim, [])
+    shutil.rmtree(tmp_path / "etc")
+    receipts.write(claim, [])
+    assert not receipts.missing(claim)
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_with_the_path(tmp_path: Path) -> None:
