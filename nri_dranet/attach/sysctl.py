@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import functools
 import logging
 import os
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 _SYS: Final = "/proc/sys"
+_READ_ONLY: Final = (
+    "/proc/sys is read-only, and a proc of our own cannot be mounted, which needs CAP_SYS_ADMIN and the calls fsopen, "
+    "fsconfig and fsmount (a seccomp profile may forbid them)"
+)
 # One number on every architecture that this runs on: include/uapi/asm-generic/unistd.h.
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
 _CLOEXEC: Final = 1
@@ -59,7 +64,7 @@ def apply(netns: NetNs, interface: str, wanted: Mapping[str, str]) -> list[tuple
                 if _read(path) != value:
                     _write(path, value)
             except OSError as error:
-                failed.append((key, error))
+                failed.append((key, OSError(error.errno, _READ_ONLY) if error.errno == errno.EROFS else error))
     return failed
 
 
