@@ -36,7 +36,6 @@ KUBELET_REGISTERED = Gauge("nri_dranet_kubelet_registered", "1 while kubelet has
 CLAIMS = Gauge("nri_dranet_claims", "Claims in the journal.", ["state"])
 ATTACHES = Counter("nri_dranet_attaches", "Devices attached, by result and reason of a failure.", ["result", "reason"])
 DETACHES = Counter("nri_dranet_detaches", "Devices given back, by result.", ["result"])
-RESTORE_FAILURES = Counter("nri_dranet_restore_failures", "Parts of a device's host state not restored.", ["step"])
 RECONCILE_ACTIONS = Counter("nri_dranet_reconcile_actions", "What the reconciler did.", ["action"])
 EVICTIONS = Counter("nri_dranet_evictions", "Pods without their device that were to be evicted, by result.", ["result"])
 QUARANTINED = Counter("nri_dranet_journal_quarantined", "Journal rows that could not be read and were set aside.")
