@@ -121,9 +121,11 @@ class Inventory:
         """
         changed = False
         with self._lock:
-            found = self._known(name)
+            found = self._state.devices.get(name)
             if found is None and not self._stop.is_set():
-                self._fetch(name)
+                # One that is held may be home already: whoever tells which are held comes a moment later.
+                held = self._state.held.get(name)
+                self._fetch(name if held is None else _interface_of(held))
                 changed = self._state.rebuild()
                 found = self._known(name)
         if changed:
@@ -175,7 +177,7 @@ class Inventory:
             state.held_changed(held)
             for name, entry in home.items():
                 if name not in state.devices:
-                    self._fetch((entry.get("attributes", {}).get("dra.net/ifName") or {}).get("string", ""))
+                    self._fetch(_interface_of(entry))
             changed = state.rebuild()
         if changed:
             self._tell()
@@ -349,3 +351,8 @@ class Inventory:
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError, OSError):
             os.write(self._wake_write, b"x")
+
+
+def _interface_of(entry: Published) -> str:
+    """Give the name that the interface of a published device has on the host; "" where it has none."""
+    return str((entry.get("attributes", {}).get("dra.net/ifName") or {}).get("string", ""))

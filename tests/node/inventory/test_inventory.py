@@ -411,3 +411,12 @@ def test_tc_filter(node: Any) -> None:
     assert node.value("eth1", "ebpf") is True
     node.run("tc", "qdisc", "del", "dev", "eth1", "clsact")
     node.until(lambda: node.value("eth1", "ebpf") is False)
+
+
+def test_a_held_device_that_is_home_is_known_before_anybody_says_that_it_is_held_no_more(node: Any) -> None:
+    """The next Prepare may come milliseconds after the device came home, and must not find it in a pod."""
+    node.ip("link add eth7 type veth peer name eth7p")
+    node.inventory.set_held({"eth7": {"name": "eth7", "attributes": {"dra.net/ifName": {"string": "eth7"}}}})
+    found = node.inventory.device("eth7")
+    assert found.link is not None
+    assert found.refused != "it is in a pod"
