@@ -122,7 +122,10 @@ class Guest:
                 raise GuestError(f"the guest ended before its tests did\n{self.console()}")
             if not line.startswith("{"):
                 raise GuestError(f"QEMU says: {line}{self.console()}")
-            message = json.loads(line)
+            try:
+                message = json.loads(line)
+            except ValueError as error:
+                raise GuestError(f"the guest's report is torn: {error}: {line}{self.console()}") from error
             yield message
             if "end" in message:
                 return

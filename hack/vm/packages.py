@@ -78,16 +78,25 @@ def fetch() -> Packages:
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
         _check_machine()
-        with tempfile.TemporaryDirectory(prefix=".fetching-", dir=target.parent) as scratch:
-            made = Path(scratch) / "made"
-            made.mkdir()
-            _fetch_into(made, Path(scratch))
-            made.rename(target)
+        try:
+            _fetch_to(target)
+        except PartError as error:
+            # A mirror that changes between its lists and its packages is whole again with the next lists.
+            print(f"fetching the guest's packages once more: {error}", file=sys.stderr)
+            _fetch_to(target)
         for old in target.parent.glob("packages-*"):
             if old != target:
                 shutil.rmtree(old, ignore_errors=True)
     release = next(path.name.removeprefix("vmlinuz-") for path in (target / "kernel" / "boot").glob("vmlinuz-*"))
     return Packages(target / "tools", target / "kernel", release)
+
+
+def _fetch_to(target: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix=".fetching-", dir=target.parent) as scratch:
+        made = Path(scratch) / "made"
+        made.mkdir()
+        _fetch_into(made, Path(scratch))
+        made.rename(target)
 
 
 def _check_machine() -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from hack.parts import PartError
 from hack.vm.boot import Guest, GuestError
 from hack.vm.image import make
 from tests.vm.bed import Bed, make_bed
@@ -54,7 +55,10 @@ class Runner:
 
     def _boot(self, item: pytest.Item) -> None:
         if self._image is None:
-            self._image = make()
+            try:
+                self._image = make()
+            except PartError as error:
+                raise GuestError(f"the guest cannot be made: {error}") from error
         wanted = arguments_of(item)
         tests = [each.nodeid for each in self._waiting if arguments_of(each) == wanted]
         self._guest = Guest(self._image, tests, options=self._options, arguments=wanted)
