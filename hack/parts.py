@@ -61,6 +61,42 @@ class Part:
         """The folder of its Go module."""
         return MODULES / f"{self.name}-{self.version}"
 
+    @property
+    def variables(self) -> dict[str, str]:
+        """What the linker writes into Go variables."""
+        return {self.stamp: self.version} if self.stamp else {}
+
+    def program(self, package: str) -> str:
+        """Return the name of a package's program.
+
+        Args:
+            package: One of the packages.
+        """
+        return package.rpartition("/")[2]
+
+
+class Kubernetes(Part):
+    """Kubernetes: clients compare its version with their own, so it must say the right one."""
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What the linker writes into Go variables."""
+        path, (major, minor, _) = "k8s.io/component-base/version", self.version.split(".")
+        numbers = {f"{path}.gitMajor": major, f"{path}.gitMinor": minor}
+        return {f"{path}.gitVersion": f"v{self.version}", **numbers, f"{path}.gitTreeState": "clean"}
+
+
+class Etcd(Part):
+    """etcd, whose package is named after its major version."""
+
+    def program(self, package: str) -> str:
+        """Return the name of its only program.
+
+        Args:
+            package: Its package.
+        """
+        return "etcd" if package == self.packages[0] else super().program(package)
+
 
 def _containerd(version: str, path: str) -> Part:
     programs = ("containerd", "containerd-shim-runc-v2", "ctr")
@@ -81,7 +117,16 @@ CNI = Part(
     ),
 )
 HELM = Part("helm", "4.3.1", ("helm.sh/helm/v4/cmd/helm",), stamp="helm.sh/helm/v4/internal/version.version")
+_KUBERNETES = tuple(
+    f"k8s.io/kubernetes/cmd/{program}"
+    for program in ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl")
+)
+KUBERNETES_NEW = Kubernetes("kubernetes", "1.37.2", _KUBERNETES)
+KUBERNETES_OLD = Kubernetes("kubernetes", "1.34.4", _KUBERNETES)
+ETCD = Etcd("etcd", "3.7.3", ("go.etcd.io/etcd/server/v3",))
 PARTS = (CONTAINERD_2, CONTAINERD_1, RUNC, CNI, HELM)
+# What a cluster is made of beside them: built by `python -m hack.cluster build`.
+CLUSTER_PARTS = (ETCD, KUBERNETES_NEW, KUBERNETES_OLD)
 
 
 def cache() -> Path:
@@ -158,13 +203,13 @@ def build(part: Part) -> Path:
         "GOFLAGS": "-mod=readonly",
         "CGO_ENABLED": "1" if part.cgo else "0",
     }
-    flags = "-s -w" + (f" -X {part.stamp}={part.version}" if part.stamp else "")
+    flags = " ".join(["-s -w", *(f"-X {name}={value}" for name, value in part.variables.items())])
     options = ("-trimpath", "-buildvcs=false", f"-tags={part.tags}", f"-ldflags={flags}")
     with tempfile.TemporaryDirectory(prefix=".building-", dir=target.parent) as scratch:
         made = Path(scratch) / "programs"
         made.mkdir()
         for package in part.packages:
-            program = made / package.rpartition("/")[2]
+            program = made / part.program(package)
             _go(("build", *options, "-o", str(program), package), part.module, environment)
         try:
             made.rename(target)
@@ -225,7 +270,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _drop_old() -> None:
     """Remove parts that no recipe names any more."""
-    wanted = {place(part).name for part in PARTS}
+    wanted = {place(part).name for part in (*PARTS, *CLUSTER_PARTS)}
     for old in (cache() / "parts").iterdir():
         if old.name not in wanted and not old.name.startswith("."):
             shutil.rmtree(old, ignore_errors=True)
