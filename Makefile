@@ -8,10 +8,13 @@ SHELL := /bin/sh
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
   "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
 BIN := .venv/bin
+# What `make cluster` runs.
+KUBERNETES ?= 1.37
+CONTAINERD ?= 2.4
 # A test that hangs ends the run, and its threads' stacks are shown.
 PYTEST := $(BIN)/python -m pytest -o faulthandler_timeout=240 -o faulthandler_exit_on_timeout=true
 
-.PHONY: help setup test unit node lint format protos demo bench runtime vm parts image clean
+.PHONY: help setup test unit node lint format protos demo bench runtime vm cluster parts image clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +66,11 @@ runtime: parts ## the driver against real containerd 2.4 and 1.7 (root, Go 1.26)
 vm: setup ## the driver on a guest kernel with RDMA, SR-IOV, VRF and more (Debian 12, amd64; no hardware virtualisation)
 	@hack/packages iproute2 util-linux gcc make zstd binutils
 	$(PYTEST) tests/vm -m vm $(ARGS)
+
+cluster: setup ## the chart on a real Kubernetes cluster (root, Go 1.26); KUBERNETES=1.34 CONTAINERD=1.7 for the oldest
+	@hack/packages iproute2 util-linux procps openssl gcc libc6-dev pkgconf libseccomp-dev
+	@$(BIN)/python -m hack.cluster build --kubernetes "$(KUBERNETES)" --containerd "$(CONTAINERD)"
+	$(PYTEST) tests/cluster --kubernetes "$(KUBERNETES)" --containerd "$(CONTAINERD)" $(ARGS)
 
 image: setup ## the container image and its SBOM in build/, without a container engine
 	@$(BIN)/python -m hack.image $(ARGS)

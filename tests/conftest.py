@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TESTS = Path(__file__).parent
-KERNEL_SUITES = ("node", "runtime")
+KERNEL_SUITES = ("node", "runtime", "cluster")
 
 # No timed assertions: machines are noisy.
 settings.register_profile("project", deadline=None)
@@ -35,7 +35,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     suites = {suite(item.path) for item in items} & set(KERNEL_SUITES)
     if suites and os.geteuid():
         names = " and ".join(sorted(suites))
-        raise pytest.UsageError(f"the {names} tests need root: run them by `make test`, `make node` or `make runtime`")
+        raise pytest.UsageError(
+            f"the {names} tests need root: run them by `make test`, `make runtime` or `make cluster`"
+        )
 
 
 def suite(path: Path) -> str:

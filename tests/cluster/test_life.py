@@ -1,0 +1,183 @@
+"""What happens around pods that run: restarts, updates, a drain, the end of the driver."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from hack.cluster.cluster import wait
+from hack.cluster.host import ClusterError
+from tests.cluster.bed import CLASS, LINKS, RELEASE, SYSTEM, claim, pod
+
+if TYPE_CHECKING:
+    from tests.cluster.bed import Bed
+
+
+@pytest.fixture
+def running(bed: Bed, namespace: str) -> dict[str, Any]:
+    """Start a pod with a device; return the status of its claim."""
+    config = {"interface": {"name": "net1", "addresses": ["10.1.1.1/24"]}}
+    bed.start([claim("net", "ens5", config=config), pod("steady", "net")], "steady", namespace)
+    bed.wait_true_status("steady", namespace)
+    return devices(bed, namespace)
+
+
+def devices(bed: Bed, namespace: str) -> dict[str, Any]:
+    """Return what the status of the claim says of its device."""
+    (found,) = bed.claims("steady", namespace)
+    (entry,) = found["status"]["devices"]
+    result: dict[str, Any] = entry
+    return result
+
+
+def as_before(bed: Bed, namespace: str, running: dict[str, Any]) -> None:
+    """Check that the pod has its device and status as it had, and that other pods can be started and ended."""
+    assert bed.link("net1", "steady", namespace)
+    assert devices(bed, namespace) == running
+    restarts = bed.get("pod", "steady", namespace)["status"]["containerStatuses"][0]["restartCount"]
+    assert restarts == 0
+    bed.start([claim("more", "ens6"), pod("next", "more")], "next", namespace)
+    assert bed.link("ens6", "next", namespace)
+    bed.wait_true_status("next", namespace)
+    bed.delete_pod("next", namespace)
+
+
+def test_the_driver_is_killed(bed: Bed, namespace: str, running: dict[str, Any]) -> None:
+    """A pod keeps device and status, times included, and the driver that comes back gives the next pod its own."""
+    first = bed.driver_pid()
+    bed.cluster.run("kill", "-KILL", first)
+    wait(lambda: restarted(bed, first), "the driver runs again", 60)
+    bed.wait_devices()
+    as_before(bed, namespace, running)
+
+
+def restarted(bed: Bed, former: str) -> bool:
+    """Say whether another driver runs than the former."""
+    try:
+        return bed.driver_pid() != former
+    except AssertionError:
+        return False
+
+
+@pytest.mark.parametrize("kill", [False, True], ids=["stopped", "killed"])
+def test_kubelet_is_restarted(bed: Bed, namespace: str, running: dict[str, Any], kill: bool) -> None:
+    """The driver registers again and publishes again what kubelet deleted at its start."""
+    bed.cluster.restart("kubelet", kill=kill)
+    bed.wait_devices()
+    as_before(bed, namespace, running)
+
+
+@pytest.mark.parametrize("kill", [False, True], ids=["stopped", "killed"])
+def test_containerd_is_restarted(bed: Bed, namespace: str, running: dict[str, Any], kill: bool) -> None:
+    """The driver joins the new one; the device of a pod from before comes home when that pod ends."""
+    bed.cluster.restart("containerd", kill=kill)
+    bed.wait_devices()
+    as_before(bed, namespace, running)
+
+
+def test_the_api_server_is_away_for_a_while(bed: Bed, namespace: str, running: dict[str, Any]) -> None:
+    """Pods keep their devices meanwhile; a change in a pod is in the status when the API server is back."""
+    address = bed.get("pod", "steady", namespace)["status"]["podIP"]
+    bed.cluster.end("apiserver", kill=True)
+    netns = next(
+        each["name"] for each in bed.ip("netns", "list") if address in json.dumps(bed.ip("address", netns=each["name"]))
+    )
+    bed.cluster.run("ip", "-n", netns, "address", "add", "10.1.1.9/24", "dev", "net1")
+    bed.cluster.start("apiserver")
+    wait(lambda: "10.1.1.9/24" in devices(bed, namespace)["networkData"]["ips"], "the status has the new address", 60)
+    bed.wait_true_status("steady", namespace)
+    assert devices(bed, namespace)["conditions"] == running["conditions"]
+
+
+def test_the_driver_is_updated_while_pods_start(bed: Bed, namespace: str, running: dict[str, Any]) -> None:
+    """No pod that starts or ends meanwhile fails or runs without its device."""
+    wrong: list[str] = []
+    over = threading.Event()
+    count = 0
+
+    def load() -> None:
+        nonlocal count
+        while not over.is_set():
+            name = f"load-{count}"
+            try:
+                bed.apply([claim(name, "ens6"), pod(name, name)], namespace)
+                bed.wait_ready(name, namespace, timeout=90)
+                bed.link("ens6", name, namespace)
+                bed.delete_pod(name, namespace)
+                bed.cluster.kubectl("delete", "resourceclaim", name, "--namespace", namespace)
+            except (ClusterError, AssertionError) as error:
+                wrong.append(f"{name}: {error}")
+                return
+            count += 1
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    try:
+        bed.install(podAnnotations={"example.com/update": "1"})
+    finally:
+        over.set()
+        thread.join()
+    assert not wrong
+    assert count > 0
+    as_before(bed, namespace, running)
+
+
+def test_the_node_is_drained(bed: Bed, running: dict[str, Any]) -> None:
+    """The pod is evicted, its device comes home, and the driver stays."""
+    assert running["networkData"]
+    node = bed.node
+    try:
+        bed.cluster.kubectl("drain", node, "--ignore-daemonsets", "--force", "--delete-emptydir-data", "--timeout=60s")
+        wait(lambda: set(bed.home()) == set(LINKS), "every device is home", 30)
+        assert bed.driver_pods()
+    finally:
+        bed.cluster.kubectl("uncordon", node)
+
+
+def test_uninstalling_leaves_nothing(bed: Bed) -> None:
+    """No object of the chart stays in the API, no registration and no CDI file on the node, no slice."""
+    bed.uninstall()
+    kinds = "daemonset,serviceaccount,configmap,secret,deviceclass,clusterrole,clusterrolebinding,role,rolebinding"
+    policies = "validatingadmissionpolicy,validatingadmissionpolicybinding"
+    left = bed.cluster.kubectl(
+        "get",
+        f"{kinds},{policies}",
+        "--all-namespaces",
+        f"--selector=app.kubernetes.io/instance={RELEASE}",
+        "--output=name",
+    )
+    assert left == ""
+    assert RELEASE not in bed.cluster.run("helm", "list", "--all-namespaces", "--short")
+    assert not list(bed.cluster.first.path("/var/lib/kubelet/plugins_registry").glob(f"*{CLASS}*"))
+    assert not list(bed.cluster.first.path("/run/cdi").iterdir())
+    wait(lambda: not bed.published(), "the driver's slices are gone", 90)
+    assert set(bed.home()) == set(LINKS)
+
+
+@pytest.mark.parametrize("missing", ["NET_ADMIN", "SYS_ADMIN"])
+def test_each_capability_is_needed(whole_bed: Bed, missing: str) -> None:
+    """Without one of the chart's capabilities no pod gets its device, and it is said why."""
+    bed = whole_bed
+    bed.install()
+    chart = json.loads(bed.cluster.kubectl("get", "daemonset", RELEASE, "--namespace", SYSTEM, "--output=json"))
+    (container,) = chart["spec"]["template"]["spec"]["containers"]
+    capabilities = container["securityContext"]["capabilities"]["add"]
+    assert missing in capabilities
+    assert len(capabilities) == 2
+    bed.uninstall()
+    name = f"without-{missing.lower().replace('_', '-')}"
+
+    def start() -> None:
+        bed.install(capabilities=[each for each in capabilities if each != missing])
+        bed.start([claim(name, "ens5"), pod(name, name)], name, "default")
+
+    try:
+        with pytest.raises(ClusterError):
+            start()
+    finally:
+        bed.cluster.kubectl("delete", "pods", "--all", "--grace-period=1")
+        bed.cluster.kubectl("delete", "resourceclaims", "--all", "--wait=false")
+        bed.uninstall()

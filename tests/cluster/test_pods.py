@@ -1,0 +1,158 @@
+"""Pods and claims as users make them, watched with kubectl."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from hack import images
+from hack.cluster.cluster import wait
+from tests.cluster.bed import CLASS, ROOT, claim, pod
+
+if TYPE_CHECKING:
+    from tests.cluster.bed import Bed
+
+EXAMPLES = [
+    path for path in sorted((ROOT / "examples").glob("*.yaml")) if path.stem not in ("device-class", "sub-interface")
+]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_is_applied(bed: Bed, namespace: str, path: Path) -> None:
+    """The pod of each example becomes ready, has its interfaces as configured, and the status says what it has."""
+    text = re.sub(r"image: busybox$", f"image: {images.BUSYBOX}", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    documents = [document for document in yaml.safe_load_all(text) if document]
+    (name,) = (document["metadata"]["name"] for document in documents if document["kind"] == "Pod")
+    bed.start(text, name, namespace)
+    bed.wait_true_status(name, namespace)
+    shown = {link["ifname"] for link in bed.links(name, namespace)}
+    configs = [
+        config["opaque"]["parameters"]["interface"]
+        for document in documents
+        if document["kind"] == "ResourceClaimTemplate"
+        for config in document["spec"]["spec"]["devices"].get("config", [])
+    ]
+    assert shown >= ({config["name"] for config in configs} or {"ens5"})
+    logs = bed.cluster.kubectl("logs", name, "--namespace", namespace)
+    for config in configs:
+        assert all(address in logs for address in config["addresses"]), (
+            "the container sees its addresses when it starts"
+        )
+
+
+def test_the_claim_of_the_status_document(bed: Bed, namespace: str) -> None:
+    """The documented claim gives the documented status: conditions, name, addresses, and nothing else."""
+    config = {
+        "interface": {"name": "eth99", "addresses": ["169.254.169.13/32"]},
+        "routes": [
+            {"destination": "169.254.169.0/24", "gateway": "169.254.169.1"},
+            {"destination": "169.254.169.1/32", "scope": 253},
+        ],
+    }
+    mac = next(link["address"] for link in bed.ip("link", "show", "dummy2"))
+    name = "dummy-interface-static-ip-route"
+    bed.start([claim(name, "dummy2", config=config), pod("pod3", name)], "pod3", namespace)
+    bed.wait_true_status("pod3", namespace)
+    (found,) = bed.claims("pod3", namespace)
+    status = found["status"]
+    (entry,) = status["devices"]
+    for condition in entry["conditions"]:
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", condition.pop("lastTransitionTime"))
+    assert entry == {
+        "conditions": [
+            {"message": "", "reason": "NetworkDeviceReady", "status": "True", "type": "Ready"},
+            {"message": "", "reason": "NetworkReady", "status": "True", "type": "NetworkReady"},
+        ],
+        "device": "dummy2",
+        "driver": CLASS,
+        "networkData": {"hardwareAddress": mac, "interfaceName": "eth99", "ips": ["169.254.169.13/32"]},
+        "pool": bed.node,
+    }
+    (source,) = status["allocation"]["devices"]["config"]
+    assert source["opaque"] == {"driver": CLASS, "parameters": config}
+    assert source["source"] == "FromClaim"
+    (user,) = status["reservedFor"]
+    assert (user["name"], user["resource"]) == ("pod3", "pods")
+    routes = bed.cluster.kubectl("exec", "pod3", "--namespace", namespace, "--", "ip", "route")
+    assert "169.254.169.0/24 via 169.254.169.1 dev eth99" in routes
+    assert "169.254.169.1 dev eth99 scope link" in routes
+
+
+def test_a_claim_named_at_pod_level_only(bed: Bed, namespace: str) -> None:
+    """A pod whose containers list no claim has the interface of its claim all the same."""
+    bed.start([claim("net", "ens5"), pod("plain", "net", listed=False)], "plain", namespace)
+    assert bed.link("ens5", "plain", namespace)["operstate"] != "DOWN"
+    bed.wait_true_status("plain", namespace)
+
+
+def test_one_claim_of_two_devices_and_a_claim_beside_it(bed: Bed, namespace: str) -> None:
+    """A pod has the devices of all its claims."""
+    documents = [claim("pair", "ens5", "ens6"), claim("single", "dummy2"), pod("rich", "pair", "single")]
+    bed.start(documents, "rich", namespace)
+    assert {link["ifname"] for link in bed.links("rich", namespace)} >= {"ens5", "ens6", "dummy2"}
+    bed.wait_true_status("rich", namespace)
+
+
+def test_a_claim_is_used_by_one_pod_after_another(bed: Bed, namespace: str) -> None:
+    """The device goes from pod to pod with the claim, and the status is that of the pod that has it."""
+    bed.apply([claim("net", "ens5", config={"interface": {"name": "net1", "addresses": ["10.1.1.1/24"]}})], namespace)
+    for name in ("first", "second", "third"):
+        bed.start([pod(name, "net")], name, namespace)
+        assert bed.link("net1", name, namespace)
+        bed.wait_true_status(name, namespace)
+        bed.delete_pod(name, namespace)
+
+
+def test_a_second_pod_on_a_claim_in_use_waits_and_is_told_why(bed: Bed, namespace: str) -> None:
+    """It does not run without the device; its events name the pod that has it, and it starts when that ends."""
+    bed.start([claim("net", "ens5"), pod("first", "net")], "first", namespace)
+    bed.apply([pod("second", "net")], namespace)
+    wait(lambda: "first" in bed.events("second", namespace), "the second pod's events name the first", 60)
+    assert bed.get("pod", "second", namespace)["status"]["phase"] == "Pending"
+    assert bed.link("ens5", "first", namespace)
+    bed.wait_true_status("first", namespace)
+    bed.delete_pod("first", namespace)
+    bed.wait_ready("second", namespace, timeout=90)
+    assert bed.link("ens5", "second", namespace)
+    bed.wait_true_status("second", namespace)
+
+
+def test_a_link_that_goes_down_in_the_pod_is_seen_with_kubectl(bed: Bed, namespace: str) -> None:
+    """NetworkReady says False while the interface is down, and True again; Ready stays as it is."""
+    bed.start([claim("net", "ens5"), pod("watched", "net")], "watched", namespace)
+    bed.wait_true_status("watched", namespace)
+    address = bed.get("pod", "watched", namespace)["status"]["podIP"]
+    netns = next(
+        each["name"]
+        for each in bed.ip("netns", "list")
+        if any(
+            a.get("local") == address
+            for link in bed.ip("address", "show", netns=each["name"])
+            for a in link["addr_info"]
+        )
+    )
+
+    def ready(kind: str) -> str:
+        path = f'{{.status.devices[0].conditions[?(@.type=="{kind}")].status}}'
+        return bed.cluster.kubectl("get", "resourceclaim", "net", "--namespace", namespace, f"--output=jsonpath={path}")
+
+    bed.cluster.run("ip", "-n", netns, "link", "set", "ens5", "down")
+    wait(lambda: ready("NetworkReady") == "False", "NetworkReady is False", 20)
+    assert ready("Ready") == "True"
+    bed.cluster.run("ip", "-n", netns, "link", "set", "ens5", "up")
+    wait(lambda: ready("NetworkReady") == "True", "NetworkReady is True", 20)
+
+
+def test_the_kubectl_plugin_shows_the_status(bed: Bed, namespace: str) -> None:
+    """`kubectl dranet status` shows device, interface and pod of a claim."""
+    bed.start([claim("net", "ens5"), pod("shown", "net")], "shown", namespace)
+    bed.wait_true_status("shown", namespace)
+    plugin = Path(sys.executable).parent / "kubectl-dranet"
+    shown = bed.cluster.run(plugin, "status", "--namespace", namespace)
+    assert "ens5" in shown
+    assert "net" in shown

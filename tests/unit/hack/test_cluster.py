@@ -1,0 +1,99 @@
+"""The cluster's own code, without a cluster: versions, folders, files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from hack import parts
+from hack.cluster import __main__ as command
+from hack.cluster import cluster as clusters
+from hack.cluster import files
+from hack.cluster.cluster import Cluster, Versions
+from hack.cluster.host import ClusterError, Host
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_versions_are_named_by_their_beginning() -> None:
+    """A minor version means the release that is pinned of it; a number that only begins like one does not."""
+    old = Versions.named("1.34", "1.7")
+    assert (old.kubernetes, old.containerd) == (parts.KUBERNETES_OLD, parts.CONTAINERD_1)
+    assert Versions.named("1.37.2", "2.4") == Versions()
+    with pytest.raises(ClusterError, match=r"Kubernetes 1\.3: there are 1\.37\.2 and 1\.34\.4"):
+        Versions.named("1.3", "2.4")
+    with pytest.raises(ClusterError, match=r"containerd 2\.0: there are"):
+        Versions.named("1.37", "2.0")
+
+
+def test_every_part_of_a_cluster_has_its_module() -> None:
+    """Whatever pair is chosen, go.mod and go.sum are there."""
+    for versions in (Versions(), Versions.named("1.34", "1.7")):
+        for part in versions.parts:
+            assert (part.module / "go.mod").exists()
+            assert (part.module / "go.sum").exists()
+
+
+def test_kubernetes_says_its_version() -> None:
+    """The linker is told version, major and minor."""
+    told = {name.rpartition(".")[2]: value for name, value in parts.KUBERNETES_OLD.variables.items()}
+    assert told == {"gitVersion": "v1.34.4", "gitMajor": "1", "gitMinor": "34", "gitTreeState": "clean"}
+
+
+def test_a_folder_that_hosts_hide_is_refused(tmp_path: Path) -> None:
+    """A cluster in /var/lib would not see its own files."""
+    with pytest.raises(ClusterError, match="its hosts have a /var/lib of their own"):
+        Cluster(tmp_path.__class__("/var/lib/cluster"))
+
+
+def test_a_cluster_that_is_down_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Commands say how to start one; down has nothing to do."""
+    for words in (["status"], ["exec", "true"], ["restart", "kubelet"]):
+        assert command.main(["--dir", str(tmp_path), *words]) == 1
+        assert "down" in (said := capsys.readouterr().err) or "up" in said
+    assert command.main(["--dir", str(tmp_path), "down"]) == 0
+
+
+def test_sysctls_are_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What kubelet changed has its value of before, what it did not is not written."""
+    knobs = tmp_path / "knobs"
+    knobs.mkdir()
+    (knobs / "panic").write_text("0\n", encoding="ascii")
+    monkeypatch.setattr(clusters, "_SYSCTLS", (str(knobs / "panic"),))
+    cluster = Cluster(tmp_path)
+    cluster._note_sysctls()
+    (knobs / "panic").write_text("10\n", encoding="ascii")
+    cluster.down()
+    assert (knobs / "panic").read_text(encoding="ascii") == "0"
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
+def test_the_files_of_two_nodes(tmp_path: Path) -> None:
+    """The control plane is on the first host; each host has containerd and kubelet."""
+    hosts = [Host(f"node-{number}", tmp_path / f"node-{number}", "x") for number in (1, 2)]
+    layout = files.Layout(tmp_path, "2.4.2", tmp_path / "cni", {"SomeGate": True})
+    files.write(layout, hosts)
+    assert {name for name, component in layout.components.items() if component.host == "node-2"} == {
+        "node-2/containerd",
+        "node-2/kubelet",
+    }
+    assert "--feature-gates=SomeGate=true" in layout.components["apiserver"].command
+    kubelet = json.loads((tmp_path / "node-2/etc/kubelet.yaml").read_text(encoding="utf-8"))
+    assert kubelet["cgroupRoot"] == "/nri-dranet-cluster-x/node-2"
+    assert kubelet["featureGates"] == {"SomeGate": True}
+    assert "--node-ip=10.244.2.1" in layout.components["node-2/kubelet"].command
+    tokens = layout.pki / "tokens.csv"
+    assert tokens.stat().st_mode & 0o077 == 0
+    assert '"system:nodes"' in tokens.read_text(encoding="utf-8")
+
+
+def test_containerd_1_gets_nri_and_cdi_turned_on(tmp_path: Path) -> None:
+    """Its configuration is of its own version, where both are off by default."""
+    host = Host("node-1", tmp_path / "node-1", "x")
+    for version, words in (("1.7.35", "enable_cdi = true"), ("2.4.2", "version = 3")):
+        files._node(files.Layout(tmp_path, version, tmp_path / "cni"), host, 1)
+        assert words in (tmp_path / "node-1/etc/containerd.toml").read_text(encoding="utf-8")
