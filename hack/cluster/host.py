@@ -57,6 +57,8 @@ echo ready
 exec sleep 2147483647
 """
 
+_STARTED: list[subprocess.Popen[bytes]] = []
+
 
 class ClusterError(Exception):
     """The cluster does not do what it must; the message says what, and has the end of a log where there is one."""
@@ -101,6 +103,8 @@ class Host:
         return self.folder / "pids" / f"{name.rpartition('/')[2]}.json"
 
     def _remember(self, name: str, entered: subprocess.Popen[bytes]) -> None:
+        # They outlive this program, or are ended by their process ID; until then nobody else may reap them.
+        _STARTED[:] = [*(each for each in _STARTED if each.poll() is None), entered]
         pid = _child(entered)
         record = {"pid": pid, "born": _born(pid), "parent": entered.pid, "parent_born": _born(entered.pid)}
         self._record(name).write_text(json.dumps(record), encoding="ascii")
