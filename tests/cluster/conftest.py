@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import statistics
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from hack.cluster.cluster import Cluster, Versions
+from hack.cluster.host import ClusterError
 from tests.cluster.bed import Bed, image_archive
 
 if TYPE_CHECKING:
@@ -53,7 +55,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     bed = item.config.stash.get(_BED, None)
     if report.failed and bed is not None:
-        report.sections.append(("the driver's log", bed.driver_log()))
+        # A server that is away must not hide why the test failed.
+        with contextlib.suppress(ClusterError):
+            report.sections.append(("the driver's log", bed.driver_log()))
         report.sections.extend((f"log of {name}", text) for name, text in bed.cluster.logs())
     return report
 
