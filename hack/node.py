@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
-from hack import cri, images, parts
+from hack import cgroups, cri, images, parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -472,16 +472,7 @@ def _dead(name: str) -> bool:
 
 def _remove_cgroups(name: str) -> None:
     for top in _tops(name):
-        for folder, _, _ in os.walk(top, topdown=False):
-            for _ in range(100):  # a cgroup is busy for a moment after its last process
-                try:
-                    Path(folder).rmdir()
-                except FileNotFoundError:
-                    break
-                except OSError:
-                    time.sleep(0.02)
-                else:
-                    break
+        cgroups.remove(top)
 
 
 def _tops(pattern: str) -> list[Path]:

@@ -80,6 +80,7 @@ THREADS: Final = (
     *(f"status-{number}" for number in range(WORKERS)),
     "slices",
     "slices-watch",
+    "evictions",
     "reconciler",
     "nri",
     "nri-watchdog",
@@ -109,7 +110,6 @@ class Options:
     filter: str
     share: str
     journal: Path
-    state_dir: Path
     kubelet_root_dir: Path
     nri_socket: Path
     nri_name: str
@@ -371,6 +371,9 @@ class Driver:
 
     def _unattached(self, pod: PodRef) -> None:
         if self._options.end_unattached_pods:
+            self._event(
+                pod, "PodEvicted", "the pod runs without its device and could not get it late; it is evicted", True
+            )
             self._evictor.end(_object(pod))
 
     def _compare_soon(self) -> None:
@@ -469,6 +472,11 @@ class Driver:
             text = (
                 f"the journal was damaged and was moved to {self._journal.moved_aside}; a new one is begun, "
                 f"with {len(self._journal.restored)} claims restored from the copies of their rows"
+            )
+            self._events.event(node, "JournalDamaged", text)
+        elif self._journal.restored:
+            text = (
+                f"{len(self._journal.restored)} claims could not be read in the journal and were restored from copies"
             )
             self._events.event(node, "JournalDamaged", text)
         if self._journal.voided:

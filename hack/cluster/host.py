@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hack import cgroups
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -279,7 +281,7 @@ class Host:
         if self.pid("host") is not None:
             raise ClusterError(f"the first process of {self.name}, {self.pid('host')}, does not end")
         for hierarchy in hierarchies():
-            _remove_cgroup(Path(f"{hierarchy}{self.cgroup}"))
+            cgroups.remove(Path(f"{hierarchy}{self.cgroup}"))
             with contextlib.suppress(OSError):  # another host of the cluster is still there
                 Path(f"{hierarchy}{self.cgroup}").parent.rmdir()
 
@@ -289,19 +291,6 @@ def hierarchies() -> list[Path]:
     if (_CGROUPS / "cgroup.procs").exists():
         return [_CGROUPS]
     return [each for each in _CGROUPS.iterdir() if (each / "cgroup.procs").exists() and not each.is_symlink()]
-
-
-def _remove_cgroup(top: Path) -> None:
-    for folder, _, _ in os.walk(top, topdown=False):
-        for _ in range(100):  # busy for a moment after its last process
-            try:
-                Path(folder).rmdir()
-            except FileNotFoundError:
-                break
-            except OSError:
-                time.sleep(0.02)
-            else:
-                break
 
 
 def _stat(pid: int) -> list[str]:

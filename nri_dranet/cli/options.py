@@ -209,7 +209,6 @@ def run_options(args: argparse.Namespace, host_name: str) -> Options:
         filter=args.filter,
         share=args.share,
         journal=Path(args.db_path) if args.db_path else state / "journal.db",
-        state_dir=state,
         kubelet_root_dir=kubelet,
         nri_socket=Path(args.nri_socket),
         nri_name=args.nri_plugin_name or args.driver_name,

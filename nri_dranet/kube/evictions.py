@@ -24,6 +24,7 @@ LOG = logging.getLogger(__name__)
 RETRY_SECONDS: Final = 10.0
 """Between two tries for a pod that could not be evicted yet."""
 
+_REMEMBERED: Final = 1024
 _GONE: Final = frozenset({404, 409})
 
 
@@ -34,7 +35,7 @@ class Evictor:
         self._client = client
         self._lock = threading.Lock()
         self._waiting: dict[str, tuple[ObjectRef, float]] = {}
-        self._ended: set[str] = set()
+        self._ended: dict[str, None] = {}
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="evictions", daemon=True)
@@ -81,7 +82,9 @@ class Evictor:
         with self._lock:
             if done:
                 self._waiting.pop(pod.uid, None)
-                self._ended.add(pod.uid)
+                self._ended[pod.uid] = None
+                while len(self._ended) > _REMEMBERED:
+                    del self._ended[next(iter(self._ended))]
             elif pod.uid in self._waiting:
                 self._waiting[pod.uid] = pod, time.monotonic() + RETRY_SECONDS
 

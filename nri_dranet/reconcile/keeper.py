@@ -603,7 +603,7 @@ class Keeper:
                 for device in record.plan.devices
             )
             now = self.journal.get(record.uid)
-            if now is None or now.state in {State.ATTACHING, State.ATTACHED}:
+            if now is None or now.state is State.ATTACHED:
                 # Somebody else has got on with it meanwhile, and tells what became of it.
                 continue
             try:

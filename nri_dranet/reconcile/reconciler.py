@@ -178,6 +178,9 @@ class Reconciler:
             self._without[record.uid] = sandbox.pod.uid
             return
         self._without.pop(record.uid, None)
+        if record.state is State.ATTACHING and record.holder is None:
+            # Of a restored row nobody knew that its devices were in the pod all the time.
+            return
         text = f"device {words.devices_text(record.plan)} was attached after the pod's sandbox had started"
         self._outlets.event(sandbox.pod, "DeviceAttachedLate", text, False)
 

@@ -90,7 +90,8 @@ EVENTS: Final[dict[str, str]] = {
     "ReceiptNotWritten": "the CDI file of a claim could not be written (disk full or read-only)",
     "ReceiptNotRemoved": "the CDI file of a claim could not be removed",
     "RecordQuarantined": "the node's record of a claim could not be read and was set aside",
-    "JournalDamaged": "the node's journal was damaged; it was set aside and a new one begun",
+    "JournalDamaged": "the node's journal could not be read, or not all of it; claims were restored from copies",
+    "PodEvicted": "the pod ran without its device and could not get it late (--end-unattached-pods)",
     "StatusNotWritable": "the API server refuses every change of the claim's status; the message says why",
 }
 """Reasons of Events beyond those of conditions, which are used for Events too."""

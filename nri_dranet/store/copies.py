@@ -59,7 +59,9 @@ class Copies:
 
     def all(self) -> list[list[Any]]:
         """Return every row that can be read, the oldest copy first; the others are told in the log."""
-        rows = [row for path in self._files() if (row := self._read(path)) is not None]
+        # What was not renamed was never told to be recorded.
+        whole = [path for path in self._files() if path.suffix == ".json"]
+        rows = [row for path in whole if (row := self._read(path)) is not None]
         return [row for row in rows if row]
 
     def prune(self, keep: Iterable[str]) -> None:

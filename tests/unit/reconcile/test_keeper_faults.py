@@ -118,6 +118,7 @@ def test_a_journal_that_fails_after_the_attach_brings_the_device_home(
     assert bench.kernel.inside == {}
     assert bench.receipts.missing(row(bench).plan)
     assert bench.compared
+    assert bench.phase() is Phase.ATTACH_FAILED
     heal()
     bench.keeper.synchronize([])
     bench.reconciler.sweep()

@@ -190,6 +190,7 @@ def test_a_restored_claim_of_a_running_pod_is_attached(bench: Bench) -> None:
     bench.reconciler.sweep()
     assert state(bench) is State.ATTACHED
     assert {fact.devices[0].phase for fact in bench.facts[told:]} == {Phase.ATTACHED}
+    assert bench.events == []
 
 
 def test_a_restored_claim_without_a_pod_is_put_right_on_the_host(bench: Bench) -> None:
