@@ -1,7 +1,7 @@
 """The inventory: one scan, then kernel events. Knows every device of the node and which of them may be given away.
 
 A thread of its own listens. A burst of events is one change; a lost event means one scan, then events again. What has
-no events (PCI functions, RDMA devices, TCX programs) is looked at with the slow scan.
+no events (PCI functions, names and port states of RDMA devices, TCX programs) is looked at with the slow scan.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import select
 import threading
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from nri_dranet.inventory.attributes import NO_PROGRAMS
@@ -22,6 +23,7 @@ from nri_dranet.inventory.programs import ProgramMonitor, ProgramScout
 from nri_dranet.inventory.state import NodeState, Policy
 from nri_dranet.inventory.uplinks import MAIN_TABLE, default_interfaces, is_default
 from nri_dranet.netlink.model import Address, Link, Route
+from nri_dranet.netlink.nldev import NoRdmaError, RdmaMonitor
 from nri_dranet.netlink.sockets import EventsLostError, LinkCache, RtnlMonitor, RtnlSocket
 from nri_dranet.telemetry import metrics
 from nri_dranet.telemetry.logs import fields
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from nri_dranet.inventory.state import Published
+    from nri_dranet.netlink.nldev import RdmaEvent
     from nri_dranet.netlink.rtnl import Event
     from nri_dranet.sysfs import Sysfs
 
@@ -45,6 +48,24 @@ _LOOK_AGAIN: Final = 1.0
 _RETRY: Final = 1.0
 _SLICE: Final = 64
 _PCI_PREFIX: Final = "pci-"
+
+
+@dataclass(slots=True)
+class _Gathered:
+    """Events of one burst; ``programs`` are the interfaces whose programs changed."""
+
+    events: list[Event]
+    programs: set[int]
+    rdma: list[RdmaEvent]
+
+    def __bool__(self) -> bool:
+        return bool(self.events or self.programs or self.rdma)
+
+    def add(self, more: _Gathered) -> None:
+        """Take in what came later."""
+        self.events += more.events
+        self.programs |= more.programs
+        self.rdma += more.rdma
 
 
 class Inventory:
@@ -69,6 +90,7 @@ class Inventory:
             self._monitor = stack.enter_context(contextlib.closing(RtnlMonitor(groups=_GROUPS)))
             self._scout = stack.enter_context(contextlib.closing(ProgramScout()))
             self._programs = stack.enter_context(contextlib.closing(ProgramMonitor()))
+            self._rdma: RdmaMonitor | None = None
             self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             stack.callback(os.close, self._wake_read)
             stack.callback(os.close, self._wake_write)
@@ -220,12 +242,13 @@ class Inventory:
         while not self._stop.is_set():
             try:
                 if cause:
+                    self._hear_rdma(poll)
                     self._scan_now(cause)
                 left = max(0.0, self._next_scan - time.monotonic())
                 poll.poll(left * 1000 + 1)
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._wake_read, 4096)
-                self._take_in(*self._gather())
+                self._take_in(self._gather())
                 cause = self._due()
             except EventsLostError as error:
                 LOG.info("network events were lost, the node is scanned anew", extra=fields(error=error))
@@ -245,36 +268,55 @@ class Inventory:
             return "asked for"
         return "interval" if time.monotonic() >= self._next_scan else ""
 
-    def _gather(self) -> tuple[list[Event], set[int]]:
+    def _hear_rdma(self, poll: select.poll) -> None:
+        """Listen to RDMA events, if that is not done yet; a kernel gets RDMA when its first device is there."""
+        if self._rdma is not None:
+            return
+        try:
+            self._rdma = self._resources.enter_context(contextlib.closing(RdmaMonitor()))
+        except (NoRdmaError, OSError) as error:
+            # The slow scan finds RDMA devices as well, only later.
+            LOG.debug("RDMA events cannot be heard, the next scan tries again", extra=fields(error=error))
+        else:
+            poll.register(self._rdma.fileno(), select.POLLIN)
+
+    def _gather(self) -> _Gathered:
         """Read events until they pause, for a quarter of a second at most.
 
         Raises:
             EventsLostError: the kernel dropped some.
         """
-        events, programs = self._monitor.receive(), self._programs.receive()
-        if not events and not programs:
-            return events, programs
+        found = self._receive()
         end = time.monotonic() + _LONGEST_SETTLE
-        while not self._stop.wait(_SETTLE) and time.monotonic() < end:
-            more, others = self._monitor.receive(), self._programs.receive()
-            if not more and not others:
+        while found and not self._stop.wait(_SETTLE) and time.monotonic() < end:
+            more = self._receive()
+            if not more:
                 break
-            events += more
-            programs |= others
-        return events, programs
+            found.add(more)
+        return found
 
-    def _take_in(self, events: list[Event], programs: set[int]) -> None:
-        if not events and not programs:
+    def _receive(self) -> _Gathered:
+        rdma = self._rdma.receive() if self._rdma is not None else []
+        return _Gathered(self._monitor.receive(), self._programs.receive(), rdma)
+
+    def _take_in(self, found: _Gathered) -> None:
+        if not found:
             return
         state = self._state
         with self._lock:
-            links, routes = self._apply(events)
+            links, routes = self._apply(found.events)
             if routes:
                 self._read_defaults()
-            for index in links & state.links.keys() - programs:
+            for index in links & state.links.keys() - found.programs:
                 state.programs_changed(index, self._scout.tcx_of(index, state.programs.get(index, NO_PROGRAMS)))
-            for index in programs & state.links.keys():
+            for index in found.programs & state.links.keys():
                 state.programs_changed(index, self._scout.of(index, state.programs.get(index, NO_PROGRAMS)))
+            for _ in found.rdma:
+                metrics.INVENTORY_EVENTS.labels("rdma").inc()
+            if found.rdma:
+                # An event says too little of a device; there are few of them.
+                self._hardware.look()
+                state.hardware_changed()
             changed = state.rebuild()
             metrics.INVENTORY_DEVICES.set(len(state.devices))
         if changed:
@@ -323,7 +365,7 @@ class Inventory:
         end = time.monotonic() + _LONGEST_SETTLE
         while time.monotonic() < end:
             with contextlib.suppress(EventsLostError):
-                if not self._monitor.receive() and not self._programs.receive():
+                if not self._receive():
                     return
 
     def _scan(self, cause: str, *, hardware: bool) -> bool:
