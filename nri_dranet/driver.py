@@ -254,6 +254,7 @@ class Driver:
         # Not in the state directory: the runtime must find it under the same path, as kubelet finds the socket.
         metadata = MetadataFiles(options.kubelet_root_dir / "plugins" / driver / FOLDER, driver)
         self._receipts = receipts = Receipts(options.cdi_dir, driver, metadata)
+        receipts.make_folders()
         self._health = dra_health.HealthService()
         self._health_book = HealthBook(self._tell_health)
         self._writer = StatusWriter(StatusWire(client, driver, node), driver, self._journal, event=self._claim_event)

@@ -130,13 +130,21 @@ class MetadataFiles:
         """Use a folder that has the same path for the container runtime.
 
         Args:
-            folder: made with the first file.
+            folder: made by ``make_folder``, else with the first file.
             driver: the driver's name.
         """
         self._folder = folder
         self._driver = driver
         self.lock = threading.RLock()
         """Held while a file is written. Who writes what it read elsewhere holds it from the reading on."""
+
+    def make_folder(self) -> None:
+        """Make the folder, where it is not there.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        self._folder.mkdir(mode=0o755, parents=True, exist_ok=True)
 
     def mount(self, plan: ClaimPlan, identity: str, request: str) -> dict[str, Any]:
         """Return the mount of a receipt's CDI file (CDI specification 0.5.0, ``mounts``).
@@ -165,8 +173,11 @@ class MetadataFiles:
         Raises:
             OSError: it cannot be written.
         """
-        self._folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-        return self._put(plan, identity, devices, facts, os.O_CREAT)
+        try:
+            return self._put(plan, identity, devices, facts, os.O_CREAT)
+        except FileNotFoundError:
+            self.make_folder()
+            return self._put(plan, identity, devices, facts, os.O_CREAT)
 
     def rewrite(
         self, plan: ClaimPlan, identity: str, devices: Sequence[DevicePlan], facts: Iterable[DeviceFacts]

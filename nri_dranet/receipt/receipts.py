@@ -73,13 +73,22 @@ class Receipts:
         """Use a folder that the runtime reads CDI files from (``/var/run/cdi``, ``/etc/cdi``).
 
         Args:
-            folder: made when it is not there at the first receipt.
+            folder: made by ``make_folders``, else with the first receipt.
             driver: the driver's name; it begins the file names.
             metadata: the metadata files (KEP-5304); None: containers get none.
         """
         self._folder = folder
         self._prefix = f"{driver}-receipt-"
         self._metadata = metadata
+
+    def make_folders(self) -> None:
+        """Make the folders of receipts and metadata, so that no hook has to. What fails is tried again in the hook."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            if self._metadata is not None:
+                self._metadata.make_folder()
+        except OSError as error:
+            LOG.warning("the folder of receipts or metadata cannot be made", extra=fields(error=error))
 
     def write(
         self, plan: ClaimPlan, facts: Iterable[DeviceFacts], char_devices: Iterable[tuple[str, CharDevice]] = ()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,7 +22,7 @@ from nri_dranet.receipt.receipts import ReceiptError, Receipts, receipt_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
+
 
 DRIVER = "dra.net"
 UID = "0b1c2d3e-0000-4000-8000-000000000001"
@@ -498,3 +500,35 @@ def test_a_sweep_tells_of_metadata_that_it_cannot_remove(
     path.mkdir(parents=True)
     assert receipts.sweep(list) == []
     assert "cannot be removed" in caplog.text
+
+
+def test_the_folders_are_made_before_the_first_hook(receipts: Receipts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hook makes no folder, unless somebody has removed one meanwhile."""
+    nic = device()
+    receipts.make_folders()
+    made: list[Path] = []
+    mkdir = Path.mkdir
+
+    def noted(self: Path, *args: Any, **more: Any) -> None:
+        made.append(self)
+        mkdir(self, *args, **more)
+
+    monkeypatch.setattr(Path, "mkdir", noted)
+    receipts.write(plan(nic), [fact(nic)])
+    assert made == []
+    assert not receipts.missing(plan(nic))
+    receipts.remove(plan(nic))
+    for folder in (receipts._folder, files(receipts._folder.parent)._folder):
+        shutil.rmtree(folder)
+    receipts.write(plan(nic), [fact(nic)])
+    assert not receipts.missing(plan(nic))
+
+
+def test_folders_that_cannot_be_made_are_told_and_tried_again_in_the_hook(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The start goes on: pods without claims must not wait for that."""
+    (tmp_path / "cdi").touch()
+    receipts = Receipts(tmp_path / "cdi", DRIVER, files(tmp_path))
+    receipts.make_folders()
+    assert [record.message for record in caplog.records] == ["the folder of receipts or metadata cannot be made"]
