@@ -27,12 +27,13 @@ from nri_dranet.dra.registration import PluginServer, SocketError
 from nri_dranet.dra.servicer import VERSIONS, DraServicer
 from nri_dranet.dra.slice_layout import MAX_DEVICES, MAX_DEVICES_GATED
 from nri_dranet.dra.slices import SlicePublisher
-from nri_dranet.inventory.filter import DeviceFilter
 from nri_dranet.inventory.inventory import Inventory
+from nri_dranet.inventory.override import NodeFilter, annotation
 from nri_dranet.inventory.state import Policy
 from nri_dranet.kube.client import ConfigurationError, KubeClient
 from nri_dranet.kube.events import EventRecorder, ObjectRef
 from nri_dranet.kube.evictions import Evictor
+from nri_dranet.kube.node import NodeWatch
 from nri_dranet.kube.pods import PodCache
 from nri_dranet.netlink.namespaces import NetNs
 from nri_dranet.nri.hooks import EVENTS, Hooks
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from nri_dranet.claims.facts import ClaimFacts, DeviceFacts
     from nri_dranet.claims.plan import ClaimPlan, DevicePlan
     from nri_dranet.inventory.device import Device
+    from nri_dranet.kube.node import NodeInfo
     from nri_dranet.status.health import Health
     from nri_dranet.status.health_book import DeviceName
 
@@ -75,6 +77,7 @@ THREADS: Final = (
     "events",
     "inventory",
     "pod-observer",
+    "node",
     "pods",
     "held-claims",
     *(f"status-{number}" for number in range(WORKERS)),
@@ -139,7 +142,7 @@ class Driver:
         """
         self._options = options
         self._address = BindAddress.parse(options.bind_address)
-        self._filter = DeviceFilter(options.filter, options.driver_name)
+        self._filter = NodeFilter(options.filter, options.driver_name, event=self._node_event)
         sharing.compiled(options.share, options.driver_name)
         self._prepared_at: dict[str, float] = {}
         self._stopping = asyncio.Event()
@@ -195,7 +198,7 @@ class Driver:
         stack.callback(self._engine.close)
         stack.callback(self._inputs.close)
         stack.callback(self._observer.stop)
-        for part in (self._pods, self._held, self._writer, self._slices, self._evictor, self._reconciler):
+        for part in (self._node, self._pods, self._held, self._writer, self._slices, self._evictor, self._reconciler):
             part.start()
             stack.push_async_callback(asyncio.to_thread, part.stop)
         # Joined last and left last: pods that were prepared must find their hook.
@@ -241,6 +244,7 @@ class Driver:
         sysfs = Sysfs()
         self._events = EventRecorder(client, driver, node)
         self._pods = PodCache(client, node)
+        self._node = NodeWatch(client, node, self._node_changed)
         list_types = options.feature_gates.get("DRAListTypeAttributes", False)
         policy = Policy(
             allow=options.allow,
@@ -301,7 +305,7 @@ class Driver:
             burst=options.poll_burst,
             limit=MAX_DEVICES_GATED if list_types or options.device_taints else MAX_DEVICES,
             collect=self._entries,
-            on_node=self._node_read,
+            on_node=self._node.note,
         )
         self._servicer = DraServicer(self._preparer)
         self._plugin = PluginServer(
@@ -459,13 +463,17 @@ class Driver:
             return None
         return PodUse(host_network=found.host_network, requests=found.requests_of(claim_name))
 
-    def _node_read(self, node: Mapping[str, Any]) -> None:
-        addresses = (node.get("status") or {}).get("addresses") or []
-        self._inventory.set_node_addresses(str(item.get("address")) for item in addresses)
+    def _node_changed(self, node: NodeInfo) -> None:
+        self._inventory.set_node_addresses(node.addresses)
+        if self._filter.override(node.annotations.get(annotation(self._options.driver_name))):
+            self._slices.refresh()
+
+    def _node_event(self, reason: str, message: str) -> None:
+        name = self._options.node_name
+        self._events.event(ObjectRef("Node", "default", name, name, "v1"), reason, message)
 
     def _tell_journal(self) -> None:
         """Say what the journal had that could not be used."""
-        node = ObjectRef("Node", "default", self._options.node_name, self._options.node_name, "v1")
         for entry in self._journal.quarantined:
             text = f"the node's record of claim {entry.ref} cannot be read and was set aside: {entry.reason}"
             self._claim_event(entry.ref, "RecordQuarantined", text)
@@ -474,12 +482,12 @@ class Driver:
                 f"the journal was damaged and was moved to {self._journal.moved_aside}; a new one is begun, "
                 f"with {len(self._journal.restored)} claims restored from the copies of their rows"
             )
-            self._events.event(node, "JournalDamaged", text)
+            self._node_event("JournalDamaged", text)
         elif self._journal.restored:
             text = (
                 f"{len(self._journal.restored)} claims could not be read in the journal and were restored from copies"
             )
-            self._events.event(node, "JournalDamaged", text)
+            self._node_event("JournalDamaged", text)
         if self._journal.voided:
             LOG.info("claims of an earlier boot dropped", extra=fields(claims=len(self._journal.voided)))
 

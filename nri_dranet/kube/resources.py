@@ -42,9 +42,14 @@ def pod_path(namespace: str, name: str) -> str:
     return f"/api/v1/namespaces/{namespace}/pods/{name}"
 
 
+def nodes_path() -> str:
+    """Return the path of the nodes."""
+    return "/api/v1/nodes"
+
+
 def node_path(name: str) -> str:
     """Return the path of a node."""
-    return f"/api/v1/nodes/{name}"
+    return f"{nodes_path()}/{name}"
 
 
 def events_path(namespace: str) -> str:

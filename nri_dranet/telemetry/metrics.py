@@ -51,6 +51,11 @@ CONDITIONS = Gauge(
 )
 SLICE_WRITES = Counter("nri_dranet_slice_writes", "Writes of ResourceSlices, by verb and result.", ["verb", "result"])
 ATTRIBUTES_DROPPED = Counter("nri_dranet_attributes_dropped", "Attributes left out, by name.", ["attribute"])
+FILTER_OVERRIDDEN = Gauge(
+    "nri_dranet_filter_override",
+    "1 while the Node's annotation is used as filter, or is refused because it is no expression.",
+    ["state"],
+)
 INVENTORY_RESYNCS = Counter("nri_dranet_inventory_resyncs", "Full scans of the node's links.", ["cause"])
 INVENTORY_EVENTS = Counter("nri_dranet_inventory_events", "Netlink events taken in.", ["kind"])
 INVENTORY_DEVICES = Gauge("nri_dranet_inventory_devices", "Devices known on the node.")
