@@ -16,7 +16,6 @@ from nri_dranet.attach.engine import Engine
 from nri_dranet.claims.facts import Phase
 from nri_dranet.claims.lifecycle import State
 from nri_dranet.claims.model import ClaimRef, PodRef
-from nri_dranet.claims.plan import DeviceKind
 from nri_dranet.dra import health as dra_health
 from nri_dranet.dra import sharing
 from nri_dranet.dra.hardware import Hardware
@@ -39,13 +38,13 @@ from nri_dranet.netlink.namespaces import NetNs
 from nri_dranet.nri.hooks import EVENTS, Hooks
 from nri_dranet.nri.session import NriSession
 from nri_dranet.observe.pods import PodObserver
+from nri_dranet.offers import Offers, held_devices, published_of
 from nri_dranet.receipt.metadata import FOLDER, MetadataFiles
 from nri_dranet.receipt.receipts import Receipts
 from nri_dranet.reconcile import words
 from nri_dranet.reconcile.keeper import Keeper
 from nri_dranet.reconcile.ports import Inlets, Outlets
 from nri_dranet.reconcile.reconciler import Reconciler
-from nri_dranet.status.health import ailments, ailments_on_node, tainted
 from nri_dranet.status.health_book import HealthBook
 from nri_dranet.status.wire import StatusWire
 from nri_dranet.status.writer import WORKERS, StatusWriter
@@ -63,7 +62,6 @@ if TYPE_CHECKING:
 
     from nri_dranet.claims.facts import ClaimFacts, DeviceFacts
     from nri_dranet.claims.plan import ClaimPlan, DevicePlan
-    from nri_dranet.inventory.device import Device
     from nri_dranet.kube.node import NodeInfo
     from nri_dranet.status.health import Health
     from nri_dranet.status.health_book import DeviceName
@@ -144,6 +142,7 @@ class Driver:
         self._address = BindAddress.parse(options.bind_address)
         self._filter = NodeFilter(options.filter, options.driver_name, event=self._node_event)
         sharing.compiled(options.share, options.driver_name)
+        self._offers = Offers(driver=options.driver_name, taints=options.device_taints)
         self._prepared_at: dict[str, float] = {}
         self._stopping = asyncio.Event()
         self._threads = Threads(THREADS)
@@ -397,47 +396,18 @@ class Driver:
 
     def _entries(self) -> list[Mapping[str, Any]]:
         """Return what to publish: offered devices as they are, and those in pods as they were."""
-        held, claimed = self._held_devices(), self._sharing.claimed()
-        self._inventory.set_held({name: plan.published for name, (plan, fact) in held.items() if not _lost(fact)})
+        held, claimed = held_devices(self._journal.records()), self._sharing.claimed()
+        self._inventory.set_held(published_of(held))
         entries: dict[str, Mapping[str, Any]] = {
-            device.name: self._entry(device, shared=self._sharing.shares(device, claimed))
+            device.name: self._offers.on_host(device, shared=self._sharing.shares(device, claimed))
             for device in self._inventory.devices()
             if not device.refused and self._filter.keeps(device.name, device.attributes)
         }
-        for name, (plan, fact) in held.items():
-            # A lost device stays only to carry its taint: somebody may have to be told to leave it.
-            if not _lost(fact) or (self._options.device_taints and name not in entries):
-                entries[name] = self._with_taints(plan.published, fact)
+        for name, each in held.items():
+            entry = self._offers.in_pod(each, home=name in entries)
+            if entry is not None:
+                entries[name] = entry
         return [entries[name] for name in sorted(entries)]
-
-    def _held_devices(self) -> dict[str, tuple[DevicePlan, DeviceFacts | None]]:
-        """Return the devices that are in pods, by name; those that stay on the host are published as they are."""
-        found: dict[str, tuple[DevicePlan, DeviceFacts | None]] = {}
-        for record in self._journal.records():
-            if not record.held:
-                continue
-            known = {fact.key: fact for fact in record.facts}
-            for plan in record.plan.devices:
-                if plan.published and plan.moves and plan.kind is not DeviceKind.CHILD:
-                    found[plan.key.device] = plan, known.get(plan.key)
-        return found
-
-    def _entry(self, device: Device, *, shared: bool) -> Mapping[str, Any]:
-        effect = self._options.device_taints
-        entry = sharing.shared_entry(device.entry()) if shared else device.entry()
-        if not effect:
-            return entry
-        link = device.link
-        found = ailments_on_node(
-            up=link is not None and link.up,
-            carrier=link.carrier if link is not None else None,
-            rdma_port_state=str((device.attributes.get("dra.net/rdmaPortState") or {}).get("string", "")),
-        )
-        return tainted(entry, found, self._options.driver_name, effect)
-
-    def _with_taints(self, entry: Mapping[str, Any], fact: DeviceFacts | None) -> Mapping[str, Any]:
-        effect = self._options.device_taints
-        return tainted(entry, ailments(fact), self._options.driver_name, effect) if effect and fact else entry
 
     def _claim_seen(self, ref: ClaimRef, claim: Mapping[str, Any] | None) -> None:
         self._writer.observed(ref, claim)
@@ -513,10 +483,6 @@ class Driver:
         except JournalError as error:
             return str(error)
         return ""
-
-
-def _lost(fact: DeviceFacts | None) -> bool:
-    return fact is not None and fact.phase is Phase.LOST
 
 
 def _object(subject: PodRef | ClaimRef) -> ObjectRef:

@@ -115,9 +115,14 @@ def taint_effect(text: str) -> str:
     return effects[text]
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags."""
-    flag = _Flags(parser)
+def add_run_arguments(parser: argparse._ActionsContainer, only: frozenset[str] | None = None) -> None:
+    """Declare the flags.
+
+    Args:
+        parser: of the command.
+        only: the flags that another command shares, without dashes; one that is not given is not in its arguments.
+    """
+    flag = _Flags(parser, only)
     flag("kubeconfig", "", "path of a kubeconfig; empty: the pod's service account")
     flag("bind-address", ":9177", "where /healthz, /readyz and /metrics are served")
     flag("hostname-override", "", "name of the node; empty: the host's name, in lower case")
@@ -170,24 +175,41 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     flag("cdi-dir", "/var/run/cdi", "folder in which the container runtime looks for CDI files")
     flag("log-level", "", "debug, info, warning or error")
     flag("log-format", "text", "text or json")
-    parser.add_argument("-v", "--v", type=int, default=0, metavar="N", help="4 and more: log level debug")
+    if only is None:
+        parser.add_argument("-v", "--v", type=int, default=0, metavar="N", help="4 and more: log level debug")
 
 
 class _Flags:
-    def __init__(self, parser: argparse.ArgumentParser) -> None:
+    def __init__(self, parser: argparse._ActionsContainer, only: frozenset[str] | None) -> None:
         self._parser = parser
+        self._only = only
 
     def __call__(self, name: str, default: str, text: str, kind: object = str) -> None:
+        if self._only is not None and name not in self._only:
+            return
         bare = {boolean: True, taint_effect: "NoSchedule"}
         extra = {"nargs": "?", "const": bare[kind]} if kind in bare else {}
         self._parser.add_argument(
             f"--{name}",
             f"-{name}",
             type=kind,  # type: ignore[arg-type]
-            default=default,
+            default=default if self._only is None else argparse.SUPPRESS,
             help=f"{text} (default {default!r})".replace("%", "%%"),
             **extra,  # type: ignore[arg-type]
         )
+
+
+def node_name_of(args: argparse.Namespace, host_name: str) -> str:
+    """Return the Node's name: the one that was given, else the machine's."""
+    return str(args.hostname_override.strip() or host_name).lower()
+
+
+def journal_of(args: argparse.Namespace) -> Path:
+    """Return where the journal is."""
+    if args.db_path:
+        return Path(args.db_path)
+    kubelet = Path(args.kubelet_root_dir)
+    return (Path(args.state_dir) if args.state_dir else kubelet / "plugins" / args.driver_name) / "journal.db"
 
 
 def run_options(args: argparse.Namespace, host_name: str) -> Options:
@@ -199,17 +221,15 @@ def run_options(args: argparse.Namespace, host_name: str) -> Options:
     """
     from nri_dranet.driver import Options  # noqa: PLC0415 - the whole daemon: other commands do without
 
-    kubelet = Path(args.kubelet_root_dir)
-    state = Path(args.state_dir) if args.state_dir else kubelet / "plugins" / args.driver_name
     return Options(
         kubeconfig=args.kubeconfig,
-        node_name=(args.hostname_override.strip() or host_name).lower(),
+        node_name=node_name_of(args, host_name),
         driver_name=args.driver_name,
         bind_address=args.bind_address,
         filter=args.filter,
         share=args.share,
-        journal=Path(args.db_path) if args.db_path else state / "journal.db",
-        kubelet_root_dir=kubelet,
+        journal=journal_of(args),
+        kubelet_root_dir=Path(args.kubelet_root_dir),
         nri_socket=Path(args.nri_socket),
         nri_name=args.nri_plugin_name or args.driver_name,
         nri_index=args.nri_plugin_index,

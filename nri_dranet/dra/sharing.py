@@ -16,8 +16,8 @@ from nri_dranet.telemetry.logs import fields
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from nri_dranet.claims.record import ClaimRecord
     from nri_dranet.netlink.model import Link
-    from nri_dranet.store.journal import Journal
 
 LOG = logging.getLogger(__name__)
 
@@ -46,6 +46,14 @@ class Shareable(Protocol):
         ...
 
 
+class Claims(Protocol):
+    """The claims of this node (``store.journal.Journal``)."""
+
+    def records(self) -> tuple[ClaimRecord, ...]:
+        """Return all of them."""
+        ...
+
+
 Claimed = dict[str, set[DeviceKind]]
 """By device name, as what claims of this node have a device."""
 
@@ -53,7 +61,7 @@ Claimed = dict[str, set[DeviceKind]]
 class Sharing:
     """Decides by the flag and by what claims have already. Thread-safe."""
 
-    def __init__(self, expression: str, driver: str, journal: Journal) -> None:
+    def __init__(self, expression: str, driver: str, journal: Claims) -> None:
         """Compile the expression.
 
         Args:

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-_COLUMNS = "uid, namespace, name, state, boot_id, prepared, plan, holder, facts, successor"
+COLUMNS = "uid, namespace, name, state, boot_id, prepared, plan, holder, facts, successor"
+"""Of a row of ``claims``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +283,7 @@ class Journal:
 
     def _load(self) -> None:
         quarantined, voided = [], []
-        rows = self._connection.execute(f"SELECT {_COLUMNS} FROM claims ORDER BY rowid").fetchall()  # noqa: S608 - a constant
+        rows = self._connection.execute(f"SELECT {COLUMNS} FROM claims ORDER BY rowid").fetchall()  # noqa: S608 - a constant
         for row in rows:
             uid, namespace, name, _, boot_id, *_ = row
             ref = ClaimRef(namespace, name, uid)
@@ -291,7 +292,7 @@ class Journal:
                 self._connection.execute("DELETE FROM claims WHERE uid=?", (uid,))
                 continue
             try:
-                self._records[uid] = _record(row)
+                self._records[uid] = record_of(row)
             except codec.DecodeError as error:
                 self._set_aside(uid, "claims", str(error), repr(row))
                 copy = self._copies.read(uid)
@@ -303,7 +304,7 @@ class Journal:
     def _restore(self, row: Sequence[object]) -> bool:
         """Take a claim in from the copy of its row; False when that cannot be read, or is of another boot."""
         try:
-            record = _record(row)
+            record = record_of(row)
         except (codec.DecodeError, ValueError) as error:
             LOG.warning("the copy of a claim's row cannot be read", extra=fields(error=error))
             return False
@@ -318,7 +319,7 @@ class Journal:
 
     def _insert(self, record: ClaimRecord) -> None:
         self._connection.execute(
-            f"INSERT OR REPLACE INTO claims ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?)",  # noqa: S608 - a constant
+            f"INSERT OR REPLACE INTO claims ({COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?)",  # noqa: S608 - a constant
             _row(record),
         )
 
@@ -364,7 +365,8 @@ def _row(record: ClaimRecord) -> tuple[object, ...]:
     )
 
 
-def _record(row: Sequence[object]) -> ClaimRecord:
+def record_of(row: Sequence[object]) -> ClaimRecord:
+    """Return the claim of a row (raises DecodeError, also for a plan of another version)."""
     _, _, _, state, boot_id, prepared, plan, holder, facts, successor = row
     decoded = codec.loads(ClaimPlan, str(plan))
     if decoded.version != PLAN_VERSION:

@@ -11,16 +11,22 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from nri_dranet.cli.devices import add_arguments, describe, render, run
-from nri_dranet.dra.sharing import compiled
+from nri_dranet.claims.facts import DeviceFacts, Phase
+from nri_dranet.claims.lifecycle import State
+from nri_dranet.claims.model import ClaimRef, DeviceKey, PodRef
+from nri_dranet.claims.plan import ClaimPlan, DeviceKind, DevicePlan
+from nri_dranet.claims.record import ClaimRecord, Holder
+from nri_dranet.cli.devices import Answer, Records, add_arguments, describe, render, run
+from nri_dranet.dra.sharing import Sharing
 from nri_dranet.inventory.device import Device
-from nri_dranet.inventory.filter import DeviceFilter
+from nri_dranet.inventory.override import NodeFilter
 from nri_dranet.netlink.model import Link
+from nri_dranet.offers import Offers, held_devices
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-COMMAND = (sys.executable, "-m", "nri_dranet", "devices")
+COMMAND = (sys.executable, "-m", "nri_dranet", "devices", "--kubelet-root-dir=/nowhere", "--kubeconfig=/nowhere")
 
 
 @pytest.fixture
@@ -38,10 +44,15 @@ def test_table(node: Any) -> None:
     head, _, tail = node.run(*COMMAND).partition("Not published:")
     assert "eth1" in head
     assert head.startswith("DEVICE")
-    reasons = {line.split()[0]: line for line in tail.strip().splitlines()}
+    table, _, notes = tail.strip().partition("\n\n")
+    reasons = {line.split()[0]: line for line in table.splitlines()}
     assert "the filter leaves it out" in reasons["veth0"]
     assert "does not let a bridge leave" in reasons["br0"]
     assert "loopback" in reasons["lo"]
+    # Nobody runs here: what is not known is said.
+    assert "Note: no daemon is seen" in notes
+    assert "devices in pods are not known" in notes
+    assert "its address protects no interface here" in notes
 
 
 @pytest.mark.parametrize(("output", "read"), [("json", json.loads), ("yaml", yaml.safe_load)])
@@ -100,10 +111,36 @@ def test_node_that_is_not_read_in_time(
     assert "not read within" in capsys.readouterr().err
 
 
+def told(*devices: Device, share: str = "", records: Records | None = None, taints: str = "") -> list[dict[str, Any]]:
+    """Return the rows for these devices and claims."""
+    records = records or Records()
+    held = held_devices(records.records())
+    offers = Offers(driver="dra.net", taints=taints)
+    return describe(devices, held, NodeFilter("", "dra.net"), Sharing(share, "dra.net", records), offers)
+
+
+def claim(name: str, phase: Phase = Phase.ATTACHED, *, holder: bool = True) -> ClaimRecord:
+    """Return a claim whose device of that name is in the pod default/p."""
+    plan = DevicePlan(
+        key=DeviceKey("n", name),
+        request="nic",
+        kind=DeviceKind.INTERFACE,
+        host=None,
+        pod=None,
+        published={"name": name, "attributes": {"dra.net/ifName": {"string": name}, "dra.net/mtu": {"int": 9000}}},
+    )
+    pod = PodRef("default", "p", "pod-uid")
+    return ClaimRecord(
+        plan=ClaimPlan(ref=ClaimRef("default", "c", "claim-uid"), allocation_hash="h", pods=(pod,), devices=(plan,)),
+        state=State.ATTACHED if holder else State.ATTACHING,
+        holder=Holder(pod=pod, sandbox_id="s", netns_path="/run/netns/p") if holder else None,
+        facts=(DeviceFacts(key=plan.key, request="nic", phase=phase),),
+    )
+
+
 def test_nothing_to_publish() -> None:
     """Without any device the table says so."""
-    device = Device(name="lo", refused="it is the loopback interface")
-    text = render(describe([device], DeviceFilter("", "dra.net")), "table")
+    text = render(Answer(told(Device(name="lo", refused="it is the loopback interface"))), "table")
     assert text.startswith("No device would be published.\n\nNot published:\n  lo  -  it is the loopback interface")
 
 
@@ -112,7 +149,43 @@ def test_a_shared_device_is_shown_as_such() -> None:
     device = Device(
         name="eth1", link=Link(index=7, name="eth1", type=1), attributes={"dra.net/type": {"string": "veth"}}
     )
-    rows = describe([device], DeviceFilter("", "dra.net"), compiled('device.attributes["dra.net"].type == "veth"', "d"))
+    rows = told(device, share='device.attributes["dra.net"].type == "veth"')
     assert rows[0]["allowMultipleAllocations"] is True
-    assert "veth, shared" in render(rows, "table")
-    assert "allowMultipleAllocations" not in describe([device], DeviceFilter("", "dra.net"), compiled("", "d"))[0]
+    assert "veth, shared" in render(Answer(rows), "table")
+    assert "allowMultipleAllocations" not in told(device)[0]
+
+
+def test_a_device_in_a_pod_is_published_as_it_was_with_its_pod() -> None:
+    """It is not on the node, and still offered: its claim and pod are beside it."""
+    (row,) = told(records=Records((claim("eth7"),)))
+    assert row == {
+        "name": "eth7",
+        "attributes": {"dra.net/ifName": {"string": "eth7"}, "dra.net/mtu": {"int": 9000}},
+        "published": True,
+        "claim": "default/c",
+        "pod": "default/p",
+    }
+    assert render(Answer([row]), "table").splitlines()[1].split()[-1] == "default/p"
+    (row,) = told(records=Records((claim("eth7", holder=False),)))
+    assert render(Answer([row]), "table").splitlines()[1].split()[-1] == "unknown"
+
+
+def test_a_lost_device_is_told_as_such() -> None:
+    """It is in no slice, unless it carries a taint there; one of its name that is home is published."""
+    lost = Records((claim("eth7", Phase.LOST),))
+    (row,) = told(records=lost)
+    assert (row["published"], row["reason"]) == (False, "it is neither in its pod nor on the node any more")
+    (row,) = told(records=lost, taints="NoExecute")
+    assert row["published"]
+    assert row["taints"][0]["key"] == "dra.net/device-missing"
+    home = Device(name="eth7", link=Link(index=7, name="eth7", type=1))
+    (row,) = told(home, records=lost)
+    assert (row["published"], row.get("claim")) == (True, None)
+
+
+def test_what_could_not_be_read_is_said() -> None:
+    """In every format: an answer that may be wrong says so."""
+    answer = Answer([], ["the journal cannot be read"])
+    assert render(answer, "table").endswith("\nNote: the journal cannot be read\n")
+    assert json.loads(render(answer, "json")) == {"devices": [], "notes": ["the journal cannot be read"]}
+    assert yaml.safe_load(render(answer, "yaml"))["notes"] == ["the journal cannot be read"]

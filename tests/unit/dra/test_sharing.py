@@ -27,7 +27,7 @@ def sharing(expression: str, *kinds: DeviceKind) -> Sharing:
     """Return the decision of a flag on a node where claims have eth1 as these kinds."""
     devices = tuple(SimpleNamespace(key=SimpleNamespace(device="eth1"), kind=kind) for kind in kinds)
     records = (SimpleNamespace(plan=SimpleNamespace(devices=devices)),)
-    return Sharing(expression, "dra.net", SimpleNamespace(records=lambda: records))  # type: ignore[arg-type]
+    return Sharing(expression, "dra.net", SimpleNamespace(records=lambda: records))
 
 
 def test_the_flag_decides() -> None:
