@@ -260,7 +260,7 @@ class Driver:
         receipts.make_folders()
         self._health = dra_health.HealthService()
         self._health_book = HealthBook(self._tell_health)
-        self._writer = StatusWriter(StatusWire(client, driver, node), driver, self._journal, event=self._claim_event)
+        self._writer = StatusWriter(StatusWire(client, driver, node), driver, self._journal, event=self._event)
         outlets = Outlets(
             facts=self._facts_changed,
             event=self._event,

@@ -28,7 +28,7 @@ from nri_dranet.store.database import JournalError
 from nri_dranet.telemetry.logs import fields
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from nri_dranet.claims.facts import ClaimFacts
@@ -192,9 +192,8 @@ class Preparer:
         ) as error:
             text = f"the next pod of claim {ref} cannot be prepared: {error}"
             LOG.warning("next pod of a held claim not prepared", extra=fields(claim=ref.uid, error=error))
-            for pod in claim.pods:
-                if pod not in record.plan.pods:
-                    self._reports.event(pod, "PrepareFailed", text, True)
+            next_pods = [pod for pod in claim.pods if pod not in record.plan.pods]
+            self._announce(ref, next_pods, _reason(error), text)
 
     def _gone(self, record: ClaimRecord) -> None:
         """A claim that no longer exists is released, unless a running sandbox still has its devices."""
@@ -292,7 +291,6 @@ class Preparer:
                     f"pod {pod} uses the host network (hostNetwork: true), so no interface of claim {claim.ref.name} "
                     "can be moved into it; remove hostNetwork from the pod, or the claim"
                 )
-                self._reports.event(pod, "HostNetwork", text, True)
                 raise self._refuse(claim, results, "HostNetwork", text)
 
     def _listed_by(self, claim: Claim) -> dict[str, tuple[str, ...]]:
@@ -354,7 +352,7 @@ class Preparer:
 
     def _refusal(self, claim: Claim, error: Exception) -> PrepareError:
         """Say everywhere why a claim is not prepared; return the error for kubelet."""
-        reason = next(word for kind, word in _REASONS.items() if isinstance(error, kind))
+        reason = _reason(error)
         text = error.summary(MAX_MESSAGE) if isinstance(error, PlanError) else str(error)
         if reason == "DeviceUnreadable":
             text = f"the devices of the claim cannot be read from the kernel: {error}"
@@ -362,11 +360,21 @@ class Preparer:
 
     def _refuse(self, claim: Claim, results: Sequence[AllocationResult], reason: str, text: str) -> PrepareError:
         LOG.warning("claim not prepared", extra=fields(claim=claim.ref.uid, name=claim.ref, reason=reason, error=text))
-        self._reports.event(claim.ref, "ClaimPrepareFailed", text, True)
+        self._announce(claim.ref, claim.pods, reason, text)
         record = self._keeper.journal.get(claim.ref.uid)
         if record is None or not record.held:
             self._reports.facts(prepare_failed(claim, results, reason, text))
         return PrepareError(text)
+
+    def _announce(self, ref: ClaimRef, pods: Iterable[PodRef], reason: str, text: str) -> None:
+        """Tell the same on the claim and on its pods: a user looks at either."""
+        subjects: list[PodRef | ClaimRef] = [ref, *pods]
+        for subject in subjects:
+            self._reports.event(subject, reason, text, True)
+
+
+def _reason(error: Exception) -> str:
+    return next((word for kind, word in _REASONS.items() if isinstance(error, kind)), "PrepareFailed")
 
 
 def _hashes(record: ClaimRecord) -> set[str]:

@@ -594,7 +594,7 @@ class Keeper:
                 pod=pod, claims=",".join(r.uid for r in records), reason=reason, step=step or None, error=text
             ),
         )
-        self._outlets.event(pod, reason, text, True)
+        self._outlets.announce(pod, [record.ref for record in records], reason, text)
         for record in records:
             if keep or (record.holder is not None and record.holder.pod.uid != pod.uid):
                 continue

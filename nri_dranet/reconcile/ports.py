@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from nri_dranet.attach.engine import Detached
     from nri_dranet.claims.facts import ClaimFacts, DeviceFacts, ObservedInterface
@@ -67,6 +67,14 @@ class Outlets:
     held: Callable[[], None]
     compare: Callable[[], None]
     refresh: Callable[[str], None]
+
+    def announce(
+        self, pod: PodRef | None, claims: Iterable[ClaimRef], reason: str, message: str, *, warning: bool = True
+    ) -> None:
+        """Tell the same on a pod, where there is one, and on claims: a user looks at either."""
+        subjects: list[PodRef | ClaimRef] = [*([pod] if pod is not None else []), *claims]
+        for subject in subjects:
+            self.event(subject, reason, message, warning)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

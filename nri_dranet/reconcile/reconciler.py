@@ -182,7 +182,7 @@ class Reconciler:
             # Of a restored row nobody knew that its devices were in the pod all the time.
             return
         text = f"device {words.devices_text(record.plan)} was attached after the pod's sandbox had started"
-        self._outlets.event(sandbox.pod, "DeviceAttachedLate", text, False)
+        self._outlets.announce(sandbox.pod, [record.ref], "DeviceAttachedLate", text, warning=False)
 
     def _verify(self, record: ClaimRecord, sandbox: SandboxRef) -> None:
         """See that an attached claim is watched, has its receipt, and that its facts are the kernel's."""
@@ -203,7 +203,7 @@ class Reconciler:
         try:
             self._receipts.write(plan, facts, nodes)
         except ReceiptError as error:
-            self._outlets.event(sandbox.pod, "ReceiptNotWritten", str(error), True)
+            self._outlets.announce(sandbox.pod, [plan.ref], "ReceiptNotWritten", str(error))
 
     def _sweep_receipts(self) -> None:
         try:

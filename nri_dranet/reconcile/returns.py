@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nri_dranet.claims.facts import Phase
@@ -16,7 +17,7 @@ from nri_dranet.telemetry import metrics
 from nri_dranet.telemetry.logs import fields
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from nri_dranet.claims.facts import DeviceFacts
     from nri_dranet.claims.model import DeviceKey
@@ -83,11 +84,13 @@ class Returns:
         after = self._record_return([r for r in records if not lookups.keys(r) & stuck.keys()], problems)
         if holder is not None:
             self.let_go(holder.sandbox_id)
-        self._report_return(records, holder, problems, began)
+        self._report_return(records, holder, problems, stuck, began)
         for record in after:
             self._tell(record)
         self._outlets.held()
         if stuck:
+            for record in records:
+                self._tell_stuck(record, stuck)
             raise NotReturnedError("; ".join(f"device {text}" for text in stuck.values()))
         return after
 
@@ -160,6 +163,27 @@ class Returns:
         after = self._journal.update(uids, state=State.PREPARED, facts=self._detached(records, problems))
         return tuple(self.promote(record) for record in after)
 
+    def _tell_stuck(self, record: ClaimRecord, stuck: Mapping[DeviceKey, str]) -> None:
+        """Say of a claim which of its devices are still in the pod's namespace; where they are there stays known."""
+        texts = {device.key: f"device {stuck[device.key]}" for device in record.plan.devices if device.key in stuck}
+        if not texts:
+            return
+        pod = record.holder.pod if record.holder else None
+        self._outlets.announce(pod, [record.ref], "DeviceNotReturned", "; ".join(texts.values()))
+        facts = tuple(
+            replace(fact, phase=Phase.DETACHED, reason="DeviceNotReturned", message=texts[fact.key])
+            if fact.key in texts
+            else replace(fact, phase=Phase.DETACHED, reason="", message="", interface=None)
+            for fact in record.facts
+        )
+        try:
+            changed = self._journal.set_facts(record.uid, facts, state=State.DETACHING)
+        except JournalError as error:
+            LOG.warning("facts not recorded", extra=fields(claim=record.uid, error=error))
+            return
+        if changed is not None:
+            self._tell(changed)
+
     def _detached(self, records: Sequence[ClaimRecord], problems: dict[str, str]) -> tuple[DeviceFacts, ...]:
         return tuple(
             words.fact(
@@ -172,7 +196,12 @@ class Returns:
         )
 
     def _report_return(
-        self, records: Sequence[ClaimRecord], holder: Holder | None, problems: dict[str, str], began: float
+        self,
+        records: Sequence[ClaimRecord],
+        holder: Holder | None,
+        problems: dict[str, str],
+        stuck: Collection[DeviceKey],
+        began: float,
     ) -> None:
         LOG.info(
             "devices given back",
@@ -185,6 +214,8 @@ class Returns:
             ),
         )
         for record in records:
-            texts = [f"{d.label}: {problems[d.label]}" for d in record.plan.devices if d.label in problems]
+            home = [device for device in record.plan.devices if device.key not in stuck]
+            texts = [f"{device.label}: {problems[device.label]}" for device in home if device.label in problems]
             if texts:
-                self._outlets.event(record.ref, "DeviceNotRestored", "; ".join(texts), True)
+                pod = holder.pod if holder else None
+                self._outlets.announce(pod, [record.ref], "DeviceNotRestored", "; ".join(texts))

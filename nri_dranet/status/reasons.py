@@ -84,7 +84,6 @@ CHANGED: Final[dict[str, str]] = {
 """Reasons of what happened after the device was in the pod. The conditions concerned are False."""
 
 EVENTS: Final[dict[str, str]] = {
-    "ClaimPrepareFailed": "Prepare refused the claim; the message is the condition's",
     "DeviceAttachedLate": "the pod was started while this program was away; its device was attached afterwards",
     "DeviceNotRestored": "a device came back to the node, but a part of its former state could not be restored",
     "ReceiptNotWritten": "the CDI file of a claim could not be written (disk full or read-only)",

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from nri_dranet.claims.facts import ClaimFacts, Phase
 from nri_dranet.kube.client import ApiError
 from nri_dranet.status.census import Census
-from nri_dranet.status.desired import Desired, desired_status
+from nri_dranet.status.desired import Desired, desired_status, key_of, present_entries
+from nri_dranet.status.news import Failing, news, pods_of
 from nri_dranet.status.wire import ClaimGoneError, StatusWire, UnwritableError, missing_permission
 from nri_dranet.telemetry import metrics
 from nri_dranet.telemetry.logs import fields
@@ -27,7 +28,7 @@ from nri_dranet.telemetry.logs import fields
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from nri_dranet.claims.model import ClaimRef
+    from nri_dranet.claims.model import ClaimRef, PodRef
 
 LOG = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ class _Entry:
         repair_pause: Seconds to wait before the next repair.
         repaired: When the last repair was (monotonic).
         told: The last failure that was logged.
+        failing: Which of its conditions were False of a failure and have not been True since.
     """
 
     facts: ClaimFacts
@@ -103,6 +105,7 @@ class _Entry:
     repair_pause: float = _REPAIR_PAUSE
     repaired: float = float("-inf")
     told: tuple[int, str] | None = None
+    failing: Failing = field(default_factory=dict)
 
 
 class StatusWriter:
@@ -114,7 +117,7 @@ class StatusWriter:
         driver: str,
         store: StatusStore,
         *,
-        event: Callable[[ClaimRef, str, str], None],
+        event: Callable[[PodRef | ClaimRef, str, str, bool], None],
         workers: int = WORKERS,
         prepared_delay: float = PREPARED_DELAY,
     ) -> None:
@@ -124,7 +127,7 @@ class StatusWriter:
             wire: how entries get to the API server.
             driver: the driver's name.
             store: keeps what waits to be written.
-            event: tells the owner of a claim what cannot be written: claim, reason, message.
+            event: tells what users should see: pod or claim, reason, message, whether it is a warning.
             workers: how many writes may be under way.
             prepared_delay: seconds before it is written that a claim is only prepared.
         """
@@ -308,7 +311,7 @@ class StatusWriter:
         except UnwritableError as error:
             metrics.STATUS_WRITES.labels("refused").inc()
             LOG.error("a claim's status cannot be written", extra=fields(claim=facts.ref.uid, error=error))  # noqa: TRY400 - the text says all
-            self._event(facts.ref, "StatusNotWritable", str(error))
+            self._event(facts.ref, "StatusNotWritable", str(error), True)
             self._settled(entry, None)
         except ApiError as error:
             self._again(entry, error)
@@ -333,7 +336,17 @@ class StatusWriter:
                 entry.seen = answer
         self._told_missing.clear()
         metrics.STATUS_WRITES.labels("written").inc()
+        self._announce(entry, facts, claim, desired)
         return desired
+
+    def _announce(self, entry: _Entry, facts: ClaimFacts, claim: Mapping[str, Any], desired: Desired) -> None:
+        """Tell the owners of claim and pods what the new status has of news."""
+        written = entry.desired.entries if entry.desired else ()
+        before = {**present_entries(claim), **{key_of(each): each for each in written}}
+        subjects: list[PodRef | ClaimRef] = [facts.ref, *pods_of(facts, claim)]
+        for each in news(facts, before, desired.entries, entry.failing):
+            for subject in subjects:
+                self._event(subject, each.reason, each.message, each.warning)
 
     def _settled(self, entry: _Entry, desired: Desired | None, *, gone: bool = False) -> None:
         with self._keeping:

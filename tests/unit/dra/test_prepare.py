@@ -245,20 +245,21 @@ def test_a_claim_that_cannot_be_read_is_refused(world: World) -> None:
 
 
 def test_a_refusal_is_a_fact_and_an_event(world: World) -> None:
-    """The status gets the reason, the claim's owner an Event."""
+    """The status gets the reason; the owners of claim and pod get an Event with the same one."""
     world.objects["c"] = claim(device="eth9")
     with pytest.raises(PrepareError):
         world.preparer.prepare(REF)
     assert world.facts[-1].devices[0].phase is Phase.PREPARE_FAILED
-    assert world.events[-1][:2] == ("c", "ClaimPrepareFailed")
+    assert [event[:2] for event in world.events] == [("c", "InvalidConfiguration"), ("pod-p1", "InvalidConfiguration")]
+    assert {event[2] for event in world.events} == {world.facts[-1].devices[0].message}
 
 
 def test_a_pod_on_the_host_network_is_refused(world: World) -> None:
-    """An interface cannot be moved into it; pod and claim are told."""
+    """An interface cannot be moved into it; pod and claim are told, each once."""
     world.uses["p1"] = PodUse(host_network=True)
     with pytest.raises(PrepareError, match="host network"):
         world.preparer.prepare(REF)
-    assert ("pod-p1", "HostNetwork") in [event[:2] for event in world.events]
+    assert [event[:2] for event in world.events] == [("c", "HostNetwork"), ("pod-p1", "HostNetwork")]
 
 
 def test_who_lists_the_claim_is_recorded(world: World) -> None:
@@ -332,11 +333,11 @@ def test_another_allocation_of_a_held_claim_is_planned_ahead(world: World) -> No
 
 
 def test_an_allocation_that_cannot_be_planned_is_told_to_the_next_pod(world: World) -> None:
-    """The next pod has no Prepare that could fail: it gets an Event."""
+    """The next pod has no Prepare that could fail: it gets an Event, and so does the claim."""
     world.preparer.prepare(REF)
     world.hold()
     world.change(claim(device="eth9", pods=("p2",)))
-    assert world.events[-1][:2] == ("pod-p2", "PrepareFailed")
+    assert [event[:2] for event in world.events] == [("c", "InvalidConfiguration"), ("pod-p2", "InvalidConfiguration")]
 
 
 def test_a_deleted_claim_is_released_unless_a_sandbox_runs_with_it(world: World) -> None:
@@ -459,9 +460,15 @@ def test_a_claim_that_cannot_be_planned_anew_makes_no_way(world: World) -> None:
     world.objects["c"] = claim(device="eth9", pods=("p3",))
     with pytest.raises(PrepareError, match="eth1 is prepared for claim default/c"):
         world.preparer.prepare(other(world))
-    assert [event[:2] for event in world.events] == [("c", "ClaimPrepareFailed"), ("d", "ClaimPrepareFailed")]
-    assert "eth9" in world.events[0][2]
-    assert "eth9" not in world.events[1][2]
+    told = {subject: (reason, text) for subject, reason, text in world.events}
+    assert {subject: reason for subject, (reason, _) in told.items()} == {
+        "c": "InvalidConfiguration",
+        "pod-p3": "InvalidConfiguration",
+        "d": "DeviceInUse",
+        "pod-p2": "DeviceInUse",
+    }
+    assert "eth9" in told["c"][1]
+    assert "eth9" not in told["d"][1]
     record = world.keeper.journal.get("u1")
     assert record is not None
     assert [device.key.device for device in record.plan.devices] == ["eth1"]
@@ -479,7 +486,7 @@ def test_a_claim_whose_new_device_is_taken_makes_no_way(world: World) -> None:
     world.objects["c"] = claim(device="eth2", pods=("p3",))
     with pytest.raises(PrepareError, match="eth1 is prepared for claim default/c"):
         world.preparer.prepare(other(world))
-    assert [event[:2] for event in world.events] == [("c", "ClaimPrepareFailed"), ("d", "ClaimPrepareFailed")]
+    assert {event[:2] for event in world.events} >= {("c", "DeviceInUse"), ("d", "DeviceInUse")}
     assert "claim default/e" in world.events[0][2]
 
 
@@ -510,12 +517,13 @@ def test_a_field_that_is_given_twice_is_seen_wherever_a_claim_is_planned(world: 
     asked["status"]["allocation"]["devices"]["config"] = [{"source": "FromClaim", "opaque": opaque}]
     world.texts["c"] = json.dumps(asked).replace('"mtu": 1400', '"mtu": 1500, "mtu": 1400')
     world.preparer.claim_changed(REF, asked)
-    assert world.events[-1][:2] == ("pod-p2", "PrepareFailed")
+    assert [event[:2] for event in world.events] == [("c", "InvalidConfiguration"), ("pod-p2", "InvalidConfiguration")]
     assert "must be given once" in world.events[-1][2]
+    world.events.clear()
     world.keeper.sandboxes.replace([])
     with pytest.raises(PrepareError, match="eth1 is prepared for claim default/c"):
         world.preparer.prepare(other(world))
-    assert "must be given once" in world.events[-2][2]
+    assert "must be given once" in next(text for subject, _, text in world.events if subject == "c")
 
 
 def test_what_kubelet_is_refused_is_logged(world: World, caplog: pytest.LogCaptureFixture) -> None:

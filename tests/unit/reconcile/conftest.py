@@ -39,6 +39,7 @@ class Kernel:
     on_attach: Callable[[], None] | None = None
     problems: tuple[str, ...] = ()
     stuck: bool = False
+    stuck_only: str = ""
     on_look: Callable[[], None] | None = None
 
     def attach(self, plans: Sequence[DevicePlan], netns: NetNs, *, deadline: float) -> tuple[DeviceFacts, ...]:
@@ -59,11 +60,13 @@ class Kernel:
         """Note the return."""
         del netns, hints
         self.calls.append("detach " + ",".join(plan.key.device for plan in plans))
-        if self.stuck:
-            return tuple(Detached(key=plan.key, home=False, problems=("it is busy",)) for plan in plans)
-        for plan in plans:
-            self.inside.pop(plan.key.device, None)
-        return tuple(Detached(key=plan.key, home=True, problems=self.problems) for plan in plans)
+        return tuple(self._detached(plan) for plan in plans)
+
+    def _detached(self, plan: DevicePlan) -> Detached:
+        if self.stuck or plan.key.device == self.stuck_only:
+            return Detached(key=plan.key, home=False, problems=("it is busy",))
+        self.inside.pop(plan.key.device, None)
+        return Detached(key=plan.key, home=True, problems=self.problems)
 
     def look(
         self, plans: Sequence[DevicePlan], netns: NetNs | None, hints: Mapping[DeviceKey, ObservedInterface]

@@ -88,7 +88,7 @@ def test_a_failing_attach_leaves_the_claim_prepared_and_says_why(bench: Bench) -
         bench.run()
     assert state(bench) is State.PREPARED
     assert bench.phase() is Phase.ATTACH_FAILED
-    assert ("pod-p1", "NameInUse") in [event[:2] for event in bench.events]
+    assert [event[:2] for event in bench.events] == [("pod-p1", "NameInUse"), ("claim-u1", "NameInUse")]
     bench.kernel.failure = None
     assert bench.run(sandbox="s2")
     assert bench.phase() is Phase.ATTACHED
@@ -261,12 +261,13 @@ def test_unprepare_of_an_unknown_claim_succeeds(bench: Bench) -> None:
 
 
 def test_what_could_not_be_restored_is_told(bench: Bench) -> None:
-    """The device is home but not as it was: an Event on the claim says what is missing."""
+    """The device is home but not as it was: an Event on claim and pod says what is missing."""
     bench.keeper.prepare(bench.plan())
     bench.run()
     bench.kernel.problems = ("route 10.0.0.0/8 refused",)
     bench.stop()
-    assert ("claim-u1", "DeviceNotRestored", "eth1: route 10.0.0.0/8 refused") in bench.events
+    text = "eth1: route 10.0.0.0/8 refused"
+    assert bench.events == [(subject, "DeviceNotRestored", text) for subject in ("pod-p1", "claim-u1")]
 
 
 def test_what_the_observer_sees_becomes_a_fact_of_the_claim(bench: Bench) -> None:

@@ -148,6 +148,14 @@ def test_a_device_that_is_stuck_keeps_its_namespace_open(bench: Bench) -> None:
     assert bench.stop()
     assert row(bench).state is State.DETACHING
     assert row(bench).holder is not None
+    assert {event[:2] for event in bench.events} == {
+        ("pod-p1", "DeviceNotReturned"),
+        ("claim-u1", "DeviceNotReturned"),
+    }
+    (told,) = bench.facts[-1].devices
+    assert (told.phase, told.reason) == (Phase.DETACHED, "DeviceNotReturned")
+    assert "it is busy" in told.message
+    assert told.interface is not None, "where it is in the pod stays known"
     open_then = descriptors()
     with pytest.raises(NotReturnedError, match=r"eth1 is still in the pod's namespace: it is busy"):
         bench.keeper.unprepare(row(bench).ref)
@@ -158,7 +166,21 @@ def test_a_device_that_is_stuck_keeps_its_namespace_open(bench: Bench) -> None:
     bench.kernel.stuck = False
     bench.reconciler.sweep()
     assert row(bench).state is State.PREPARED
+    assert bench.facts[-1].devices[0].reason == ""
     assert descriptors() < open_then
+
+
+def test_of_several_devices_only_the_stuck_one_is_said_not_to_be_back(bench: Bench) -> None:
+    """The other one is on the node."""
+    bench.keeper.prepare(bench.plan(devices=("eth1", "eth2")))
+    bench.run()
+    bench.kernel.stuck_only = "eth2"
+    bench.stop()
+    assert {fact.key.device: fact.reason for fact in bench.facts[-1].devices} == {
+        "eth1": "",
+        "eth2": "DeviceNotReturned",
+    }
+    assert {fact.phase for fact in bench.facts[-1].devices} == {Phase.DETACHED}
 
 
 def test_a_device_that_was_destroyed_does_not_block_unprepare(bench: Bench) -> None:

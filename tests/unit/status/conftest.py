@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from nri_dranet.claims.facts import ClaimFacts, DeviceFacts, ObservedInterface, Phase
-from nri_dranet.claims.model import ClaimRef, DeviceKey
+from nri_dranet.claims.model import ClaimRef, DeviceKey, PodRef
 from nri_dranet.kube.client import KubeClient
 from nri_dranet.status.wire import StatusWire
 from nri_dranet.status.writer import StatusWriter
@@ -166,11 +166,11 @@ def store() -> Memory:
 class Told:
     """The Events that were told."""
 
-    events: list[tuple[ClaimRef, str, str]] = field(default_factory=list)
+    events: list[tuple[PodRef | ClaimRef, str, str, bool]] = field(default_factory=list)
 
-    def __call__(self, ref: ClaimRef, reason: str, message: str) -> None:
+    def __call__(self, subject: PodRef | ClaimRef, reason: str, message: str, warning: bool) -> None:
         """Take one."""
-        self.events.append((ref, reason, message))
+        self.events.append((subject, reason, message, warning))
 
 
 @pytest.fixture

@@ -140,7 +140,7 @@ def test_a_claim_without_any_way_gets_an_event(
     writer.submit(facts(ref, Phase.DETACHED))
     until(lambda: writer.pending == 0)
     writer.stop()
-    assert told.events == [(ref, "StatusNotWritable", "no way for claim default/c1")]
+    assert told.events == [(ref, "StatusNotWritable", "no way for claim default/c1", True)]
     assert store.rows == {}
     assert lags() == before
 
