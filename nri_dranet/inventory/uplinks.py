@@ -97,11 +97,15 @@ def cannot_move(link: Link, master: Link | None) -> str:
     if link.name in SKIPPED_NAMES:
         return "it belongs to the cluster's network"
     if link.master:
-        above = f"{master.name}, a {master.kind or 'device'}" if master is not None else f"interface {link.master}"
+        above = f"{master.name}, {_one(master.kind or 'device')}" if master is not None else f"interface {link.master}"
         return f"it is a port of {above}"
     if is_representor(link):
         return f"it is the switch's port of a virtual function ({link.phys_port_name})"
     if link.netns_immutable or link.kind in UNMOVABLE_KINDS or (link.kind and link.name in FALLBACK_TUNNELS):
-        what = f"a {link.kind}" if link.kind else "this device"
+        what = _one(link.kind) if link.kind else "this device"
         return f"the kernel does not let {what} leave its network namespace"
     return ""
+
+
+def _one(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"

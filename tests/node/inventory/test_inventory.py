@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import struct
 import threading
@@ -420,3 +421,46 @@ def test_a_held_device_that_is_home_is_known_before_anybody_says_that_it_is_held
     found = node.inventory.device("eth7")
     assert found.link is not None
     assert found.refused != "it is in a pod"
+
+
+def test_every_attribute_of_real_interfaces(make_node: Callable[..., Any]) -> None:
+    """Name, kind, state, MTU, MAC, alias and encapsulation are those that ``ip`` prints, for every kind of link."""
+    node = make_node()
+    for words in (
+        "tuntap add tap1 mode tap",
+        "tuntap add tun1 mode tun",
+        "link add eth1 mtu 1480 type veth peer name p1",
+        "link add mv0 link eth1 type macvlan mode bridge",
+        "link add vx0 type vxlan id 7 dstport 4789 dev eth1",
+        "link add br0 type bridge",
+        "link add ifb1 type ifb",
+        "link set eth1 alias hello",
+        "link set eth1 up",
+        "link set p1 up",
+    ):
+        node.ip(words)
+    node.start()
+    states = {"UP": "up", "DOWN": "down", "UNKNOWN": "unknown", "LOWERLAYERDOWN": "lower-layer-down"}
+    shown = json.loads(node.run("ip", "-j", "-d", "link", "show"))
+    assert len(shown) == 9
+    for link in shown:
+        name = link["ifname"]
+        node.until(lambda name=name: node.find(name))
+        keys = ("ifName", "mac", "mtu", "encapsulation", "alias", "state", "type", "sriov", "rdma", "ebpf")
+        told = {key: node.value(name, key) for key in keys}
+        assert told == {
+            "ifName": name,
+            "mac": link.get("address", ""),
+            "mtu": link["mtu"],
+            "encapsulation": link["link_type"],
+            "alias": link.get("ifalias", ""),
+            "state": states[link["operstate"]],
+            "type": link.get("linkinfo", {}).get("info_kind", "device"),
+            "sriov": False,
+            "rdma": False,
+            "ebpf": False,
+        }
+        # Loopback has no kind, and the empty sysfs of this test does not know it.
+        assert node.value(name, "virtual") is (name != "lo")
+        for absent in ("ipv4", "ipv6", "sriovVfs", "isSriovVf", "pciAddress", "rdmaDevice", "speed", "tcFilterNames"):
+            assert node.value(name, absent) is None

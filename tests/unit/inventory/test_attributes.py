@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 from hypothesis import given
@@ -174,6 +176,38 @@ def test_rdma() -> None:
         "rdmaPortGUID": "0002:c903:00a1:2b3c",
     }
     assert plain(rdma_attributes(RdmaFacts(name="rxe0"))) == {"rdma": True, "rdmaDevice": "rxe0"}
+
+
+def test_the_reference_for_users_is_whole() -> None:
+    """``docs/user/devices.md`` has every attribute that can be published, with its type, and no other."""
+    link = Link(index=2, name="eth1", phys_port_name="p0", phys_switch_id="0a0b")
+    addresses = [address("10.71.0.2/24"), address("fd71::2/64")]
+    facts = SysfsFacts(sriov_total_vfs=8, sriov_num_vfs=2, is_vf=True, speed=1000)
+    everything = {
+        **interface_attributes(link, addresses, facts, Programs(filters=("f",), tcx=("t",))),
+        **pci_attributes(
+            FunctionFacts(
+                address="0000:8a:00.1",
+                driver="d",
+                vendor="v",
+                device="d",
+                subsystem="0008",
+                pcie_root="pci0000:80",
+                numa_node=1,
+                several_nodes=True,
+                physical_function="0000:8a:00.0",
+                vf_index=0,
+            )
+        ),
+        **rdma_attributes(RdmaFacts(name="r", link_layer="Ethernet", port_state="ACTIVE", port_guid="1")),
+    }
+    published = {name.removeprefix("dra.net/"): next(iter(value)) for name, value in everything.items()}
+    page = (Path(__file__).resolve().parents[3] / "docs" / "user" / "devices.md").read_text(encoding="utf-8")
+    section = page.partition("## Attributes")[2].partition("## ")[0]
+    rows = re.findall(r"^\| (`[^|]+) \| (\w+) \|", section, re.MULTILINE)
+    told = {name: kind for names, kind in rows for name in re.findall("`([^`]+)`", names)}
+    assert told == published
+    assert REFERENCE | {name for name in told if name not in REFERENCE} == told.keys()
 
 
 def test_long_text_goes() -> None:

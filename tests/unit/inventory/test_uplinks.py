@@ -84,8 +84,9 @@ def test_what_is_not_below() -> None:
         (Link(index=3, name="eth0", master=9), "port of br0, a bridge"),
         (Link(index=4, name="br1", kind="bridge"), "does not let a bridge leave"),
         (Link(index=5, name="bond0", kind="bond"), "does not let a bond leave"),
+        (Link(index=5, name="br-ex", kind="openvswitch"), "does not let an openvswitch leave"),
         (Link(index=6, name="x", netns_immutable=True), "does not let this device leave"),
-        (Link(index=7, name="tunl0", kind="ipip"), "does not let a ipip leave"),
+        (Link(index=7, name="tunl0", kind="ipip"), "does not let an ipip leave"),
         (
             Link(index=8, name="rep", phys_switch_id="ab", phys_port_name="pf0vf1"),
             "port of a virtual function (pf0vf1)",
@@ -102,6 +103,18 @@ def test_can_move() -> None:
     assert cannot_move(Link(index=2, name="eth0"), None) == ""
     assert cannot_move(Link(index=2, name="tunl1", kind="ipip"), None) == ""
     assert "interface 9" in cannot_move(Link(index=2, name="eth0", master=9), None)
+
+
+def test_a_switch_of_openvswitch_below_the_nodes_address() -> None:
+    """Its own port carries the address and the NICs are ports of the datapath: nothing of it is offered."""
+    datapath = Link(index=1, name="ovs-system", kind="openvswitch")
+    nic = Link(index=2, name="eth0", master=1)
+    bridge = Link(index=3, name="br-ex", kind="openvswitch")
+    links = {1: datapath, 2: nic, 3: bridge}
+    needed = uplinks({3: "it carries the node's address"}, links.get, lambda index: {1: [2]}.get(index, []))
+    assert needed[3]
+    assert cannot_move(nic, datapath) == "it is a port of ovs-system, an openvswitch"
+    assert all(cannot_move(link, None) for link in (datapath, bridge))
 
 
 def test_representors() -> None:
