@@ -2,6 +2,7 @@
 
 An event only says that something happened. What there is now is read anew, once for a burst of events, and reported
 only if it differs from what was reported last. A link that flaps is reported ever more slowly, but its last state is.
+Of the state of an RDMA port there are no events: claims with an RDMA device are looked at every second.
 
 While a namespace is watched, two descriptors keep it alive; ``forget`` closes both before it returns.
 """
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from nri_dranet.claims.facts import Phase
+from nri_dranet.claims.plan import DeviceKind
 from nri_dranet.netlink.model import Address, Link
 from nri_dranet.netlink.namespaces import NetNs
 from nri_dranet.netlink.sockets import EventsLostError, RtnlMonitor
@@ -42,6 +44,8 @@ _CALM: Final = 10.0
 _LONGEST: Final = 5.0
 # How often a namespace is looked at that could not be listened to or looked at.
 _RETRY: Final = 2.0
+# How often a claim with an RDMA device is looked at: the kernel has no event for the state of its port.
+_PORTS: Final = 1.0
 
 
 @dataclass(slots=True)
@@ -65,6 +69,13 @@ class _Watch:
     due: float | None
     reported: float = 0.0
     streak: int = 0
+    ports: bool = False
+
+    def pause(self, now: float) -> float:
+        """Return how long to wait for the next report: ever longer while one follows the other."""
+        if now - self.reported > _CALM:
+            self.streak = 0
+        return min(_GATHER * (1 << self.streak), _LONGEST)
 
     def remember(self, facts: Iterable[DeviceFacts]) -> None:
         self.facts = tuple(facts)
@@ -155,7 +166,8 @@ class PodObserver:
             if space is None:
                 space = self._spaces[key] = _Space(NetNs(os.dup(netns.fd), netns.path))
             space.watchers.add(uid)
-            watch = _Watch(uid, tuple(plans), space, (), {}, due=time.monotonic())
+            ports = any(plan.rdma is not None and plan.kind is not DeviceKind.ADMIN for plan in plans)
+            watch = _Watch(uid, tuple(plans), space, (), {}, due=time.monotonic(), ports=ports)
             watch.remember(facts)
             self._watches[uid] = watch
         self._wake()
@@ -231,14 +243,12 @@ class PodObserver:
                 self._schedule(watch)
             return
         for watch in watches:
-            if watch.due is None and any(watch.concerned_by(event) for event in events):
+            if any(watch.concerned_by(event) for event in events):
                 self._schedule(watch)
 
     def _schedule(self, watch: _Watch) -> None:
         now = time.monotonic()
-        if now - watch.reported > _CALM:
-            watch.streak = 0
-        due = now + min(_GATHER * 2**watch.streak, _LONGEST)
+        due = now + watch.pause(now)
         watch.due = due if watch.due is None else min(watch.due, due)
 
     def _listen(self) -> None:
@@ -268,7 +278,11 @@ class PodObserver:
         with self._lock:
             due = [watch for watch in self._watches.values() if watch.due is not None and watch.due <= now]
             for watch in due:
-                watch.due = now + _RETRY if watch.space.monitor is None else None
+                watch.due = None
+                if watch.space.monitor is None:
+                    watch.due = now + _RETRY
+                elif watch.ports:
+                    watch.due = now + max(_PORTS, watch.pause(now))
         return due
 
     def _examine(self, watch: _Watch) -> None:

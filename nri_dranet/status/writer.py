@@ -37,6 +37,9 @@ WORKERS: Final = 4
 PREPARED_DELAY: Final = 2.0
 """A claim that is only prepared is mostly attached a moment later: that one write is enough."""
 
+UNKNOWN_DELAY: Final = 10.0
+"""What could not be looked at for a moment is mostly as it was: that is not written before this time has passed."""
+
 _CONFLICT: Final = 409
 _INTERNAL: Final = 500
 _FIRST_PAUSE: Final = 0.25
@@ -86,6 +89,7 @@ class _Entry:
         desired: What was written last.
         repair_pause: Seconds to wait before the next repair.
         repaired: When the last repair was (monotonic).
+        blind_since: Since when the devices cannot be looked at (monotonic); None: they can.
         told: The last failure that was logged.
         failing: Which of its conditions were False of a failure and have not been True since.
     """
@@ -104,6 +108,7 @@ class _Entry:
     desired: Desired | None = field(default=None, repr=False)
     repair_pause: float = _REPAIR_PAUSE
     repaired: float = float("-inf")
+    blind_since: float | None = None
     told: tuple[int, str] | None = None
     failing: Failing = field(default_factory=dict)
 
@@ -234,6 +239,10 @@ class StatusWriter:
                 entry.since = entry.since if entry.dirty else now
                 entry.facts, entry.due, entry.dirty, entry.kept = facts, now + delay, True, False
                 entry.pause, entry.told = _FIRST_PAUSE, None
+            if entry.facts is facts:
+                entry.blind_since = (entry.blind_since or now) if _is_blind(facts) else None
+                if entry.blind_since is not None:
+                    entry.due = entry.blind_since + UNKNOWN_DELAY
             self._gauge()
             self._changed.notify_all()
             return entry
@@ -280,7 +289,11 @@ class StatusWriter:
         with self._changed:
             while True:
                 now = time.monotonic()
-                waiting = [entry for entry in self._entries.values() if entry.dirty and not entry.busy]
+                waiting = [
+                    entry
+                    for entry in self._entries.values()
+                    if entry.dirty and not entry.busy and not (self._stopping and entry.blind_since and entry.due > now)
+                ]
                 first = min(waiting, key=lambda entry: entry.due, default=None)
                 if self._stopping and (first is None or self._away or now > self._drained_by):
                     return None
@@ -436,6 +449,11 @@ class StatusWriter:
             if missing not in self._told_missing:
                 self._told_missing.add(missing)
                 LOG.error(missing, extra=fields(driver=self._driver, error=error))
+
+
+def _is_blind(facts: ClaimFacts) -> bool:
+    """Tell whether nothing is known of a claim's devices because looking at them failed."""
+    return bool(facts.devices) and all(device.phase is Phase.UNKNOWN for device in facts.devices)
 
 
 def _version(claim: Mapping[str, Any] | None) -> int:

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
-from nri_dranet.claims.facts import DeviceFacts, ObservedInterface, Phase
+from nri_dranet.claims.facts import DeviceFacts, ObservedInterface, ObservedRdma, Phase
 from nri_dranet.claims.model import DeviceKey
+from nri_dranet.claims.plan import DeviceKind, DevicePlan, RdmaPlan
 from nri_dranet.netlink.model import Address, Link
+from nri_dranet.netlink.namespaces import NetNs
 from nri_dranet.netlink.rtnl import Event
 from nri_dranet.observe import pods
 from nri_dranet.observe.pods import PodObserver
@@ -100,6 +102,56 @@ def test_burst_is_one_look(observer: Any, clock: Clock) -> None:
     clock.now += 0.04
     observer._schedule(watch)
     assert watch.due == due
+
+
+@pytest.mark.parametrize(("kind", "looked"), [(DeviceKind.RDMA, True), (DeviceKind.ADMIN, False)])
+def test_a_claim_with_an_rdma_device_is_looked_at_every_second(kind: DeviceKind, looked: bool, clock: Clock) -> None:
+    """The kernel tells nobody of the state of its port. What is only reported, not moved, is no pod's matter."""
+    port = ["ACTIVE"]
+
+    def look(*_: object) -> tuple[DeviceFacts, ...]:
+        seen = ObservedRdma(link="mlx5_0", in_pod=True, port_state=port[0])
+        return (DeviceFacts(key=KEY, request="nic", phase=Phase.ATTACHED, rdma=seen),)
+
+    reports: list[DeviceFacts] = []
+    observer = PodObserver(lambda _uid, facts: reports.extend(facts), look)
+    plan = DevicePlan(key=KEY, request="nic", kind=kind, rdma=RdmaPlan(link="mlx5_0", exclusive=True))
+    with NetNs.current() as own:
+        observer.watch("uid", [plan], own, look())
+    try:
+        (watch,) = observer._watches.values()
+        watch.space.monitor = object()  # type: ignore[assignment]  # one in whose namespace nothing happens
+        assert observer._take_due() == [watch]
+        assert (watch.due is not None) is looked
+        for state in ("ACTIVE", "DOWN", "DOWN", "ACTIVE") if looked else ():
+            port[0] = state
+            assert observer._take_due() == []
+            clock.now += 1
+            assert observer._take_due() == [watch]
+            observer._examine(watch)
+        assert [fact.rdma.port_state for fact in reports if fact.rdma] == (["DOWN", "ACTIVE"] if looked else [])
+    finally:
+        watch.space.monitor = None
+        observer.stop()
+
+
+def test_a_port_that_flaps_is_damped_too(observer: Any, clock: Clock) -> None:
+    """Looked at ever more slowly, up to five seconds; after a calm every second again."""
+    watch = _watch(_facts())
+    watch.space = type("Space", (), {"netns": None, "monitor": object()})()
+    watch.ports, watch.due = True, clock.now
+    observer._watches["uid"] = watch
+    pauses = []
+    for _ in range(10):
+        clock.now = watch.due
+        observer._take_due()
+        pauses.append(round(watch.due - clock.now, 1))
+        observer._examine(watch)
+    assert pauses == [1, 1, 1, 1, 1, 1, 1.6, 3.2, 5, 5]
+    clock.now += 20
+    observer._take_due()
+    assert watch.due == clock.now + 1
+    observer._watches.clear()
 
 
 @pytest.mark.parametrize(

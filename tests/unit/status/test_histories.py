@@ -33,7 +33,7 @@ PROBED = {
 }
 QUICK = {"_FIRST_PAUSE": 0.01, "_LONGEST_PAUSE": 0.05, "_AWAY_PAUSE": 0.02, "_RETURN_SPREAD": 0.01,
          "_REPAIR_PAUSE": 0.01, "_MAX_REPAIR_PAUSE": 0.02, "_LOOK_FIRST_SECONDS": 0.05, "_REFUSED_PAUSE": 0.05,
-         "_DRAIN_SECONDS": 0.1}  # fmt: skip
+         "_DRAIN_SECONDS": 0.1, "UNKNOWN_DELAY": 0.05}  # fmt: skip
 
 
 class Memory:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nri_dranet.claims.facts import ClaimFacts, ObservedInterface, Phase
+from nri_dranet.status import writer as module
 from nri_dranet.status.wire import StatusWire
 from nri_dranet.status.writer import StatusWriter
 from nri_dranet.telemetry import metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import pytest
 
     from nri_dranet.claims.model import ClaimRef
     from nri_dranet.kube.client import KubeClient
@@ -152,6 +156,75 @@ def test_prepared_is_written_only_when_it_lasts(
     assert claims.condition(name="c1")["status"] == "True"
     assert claims.condition(name="c2")["reason"] == "Prepared"
     assert claims.writes() == 2
+
+
+def test_that_looking_failed_is_written_only_when_it_lasts(
+    *,
+    claims: Any,
+    facts: Callable[..., ClaimFacts],
+    store: Any,
+    told: Any,
+    client: KubeClient,
+) -> None:
+    """Ten seconds from the first time on, however often it is said meanwhile; what is seen again goes at once."""
+    ref = claims.make()
+    writer = StatusWriter(StatusWire(client, "dra.net", "n1"), "dra.net", store, event=told, workers=0)
+    writer.submit(facts(ref))
+    entry = writer._entries[ref.uid]
+    began = time.monotonic()
+    for number in range(3):
+        writer.submit(facts(ref, Phase.UNKNOWN, message=f"try {number}"))
+        assert round(entry.due - began) == module.UNKNOWN_DELAY == 10
+    writer.submit(facts(ref))
+    assert entry.due <= time.monotonic()
+    time.sleep(0.01)
+    writer.submit(facts(ref, Phase.UNKNOWN))
+    assert entry.due > began + module.UNKNOWN_DELAY + 0.01
+    writer.stop()
+    writer.submit(facts(ref, Phase.LOST))
+    assert entry.due <= time.monotonic()
+
+
+def test_a_stop_writes_nothing_that_is_not_known(
+    *,
+    claims: Any,
+    facts: Callable[..., ClaimFacts],
+    make_writer: Callable[..., StatusWriter],
+    until: Any,
+    store: Any,
+) -> None:
+    """Looking failed a moment ago: the next life looks, and says what it sees."""
+    writer = make_writer()
+    ref = claims.make()
+    writer.submit(facts(ref))
+    until(lambda: writer.pending == 0)
+    writer.submit(facts(ref, Phase.UNKNOWN))
+    writer.stop()
+    assert claims.condition()["status"] == "True"
+    assert list(store.rows) == [ref.uid]
+    following = make_writer()
+    following.submit(facts(ref))
+    until(lambda: following.pending == 0)
+    assert claims.writes() == 1
+    assert store.rows == {}
+
+
+def test_that_looking_fails_for_long_is_written(
+    *,
+    claims: Any,
+    facts: Callable[..., ClaimFacts],
+    make_writer: Callable[..., StatusWriter],
+    until: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Unknown, with the reason."""
+    monkeypatch.setattr(module, "UNKNOWN_DELAY", 0.05)
+    writer = make_writer()
+    ref = claims.make()
+    writer.submit(facts(ref, Phase.UNKNOWN, message="the pod's namespace cannot be looked at: busy"))
+    until(lambda: writer.pending == 0)
+    assert claims.condition()["reason"] == "LookFailed"
+    assert "busy" in claims.condition()["message"]
 
 
 def test_a_claim_that_is_gone_is_forgotten(
