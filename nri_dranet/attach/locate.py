@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from nri_dranet.claims.plan import DevicePlan
     from nri_dranet.netlink.sockets import Reply, RtnlSocket
 
-# IFLA_LINK is fixed for these: the peer of a veth (its index changes only if it is moved), the parent of the others.
-_WITH_LOWER: Final = frozenset({"veth", "macvlan", "macvtap", "ipvlan", "ipvtap", "vlan", "vxlan", "netkit"})
+# IFLA_LINK is fixed for these: the peer of a veth (its index changes only if it is moved), the parent of the others. A
+# VXLAN gives its own index there as soon as it is not where it was made, and its underlay apart.
+_WITH_LOWER: Final = frozenset({"veth", "macvlan", "macvtap", "ipvlan", "ipvtap", "vlan", "netkit"})
 
 _ARPHRD_INFINIBAND: Final = 32
 _GUID_DIGITS: Final = len("00:11:22:33:44:55:66:77")
@@ -60,7 +61,7 @@ def could_be(plan: DevicePlan, link: Link, *, in_pod: bool) -> bool:
 
 
 def _fixed(link: Link) -> tuple[object, ...]:
-    return link.kind, link.type, link.parent_bus, link.parent_device, link.vlan_id
+    return link.kind, link.type, link.parent_bus, link.parent_device, link.vlan_id, link.underlay
 
 
 def _agree(own: Link, link: Link) -> bool:

@@ -115,12 +115,12 @@ class _Restoration:
         self._altnames()
         requests = [*self._settings(), *self._master()]
         addresses = self._missing_addresses()
-        requests += _adding((one for one in addresses if not state.needs_link_up(one)), index)
+        late = [one for one in addresses if wanted.link.up and state.needs_link_up(one)]
+        requests += _adding((one for one in addresses if one not in late), index)
         if self._link.up != wanted.link.up:
             requests.append((rtnl.set_link(index, up=wanted.link.up), _NONE))
         if wanted.link.up:
-            requests += _adding((one for one in addresses if state.needs_link_up(one)), index)
-            requests += [*self._routes(), *self._neighbours()]
+            requests += [*_adding(late, index), *self._routes(), *self._neighbours()]
         self._send(requests)
 
     def _take_name(self) -> None:

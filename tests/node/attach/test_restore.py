@@ -128,6 +128,38 @@ def test_whatever_the_pod_did(full: Any, deeds: list[str], hinted: bool) -> None
     assert not full.changes(before)
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "link base type macvlan mode bridge",
+        "link base type macvtap",
+        "type vxlan id 7 dstport 4789 local 127.0.0.1",
+        "type vxlan id 7 dstport 4789 dev base",
+        "type ifb",
+    ],
+)
+def test_software_links_of_every_kind(world: Any, kind: str) -> None:
+    """Two links of a kind are told apart in the pod, whatever they are called there, and come home as they were."""
+    world.veth("base")
+    for name in ("n0", "n1"):
+        world.host("link", "add", name, *kind.replace("id 7", f"id {7 + (name == 'n1')}").split())
+        world.host("link", "set", name, "up")
+        world.host("addr", "add", f"10.71.{name[1]}.2/24", "dev", name)
+    before = world.state()
+    plans = [world.plan(name, f"net{name[1]}", addresses=(world.address("10.77.0.5/24"),)) for name in ("n0", "n1")]
+    facts = world.attach(*plans)
+    hints = {fact.key: fact.interface for fact in facts}
+    assert world.lasting(world.engine.look(plans, world.pod_netns, hints)) == world.lasting(facts)
+    for old, new in (("net0", "x0"), ("net1", "net0"), ("x0", "net1")):
+        world.pod("link", "set", old, "down")
+        world.pod("link", "set", old, "name", new)
+    seen = world.engine.look(plans, world.pod_netns, hints)
+    assert [fact.interface.name for fact in seen] == ["net1", "net0"]
+    outcomes = world.detach(*plans)
+    assert [(one.home, one.problems) for one in outcomes] == [(True, ()), (True, ())]
+    assert not world.changes(before)
+
+
 def test_bridge_port_is_a_port_again(world: Any) -> None:
     """A port of a bridge is one again; if the bridge is gone the outcome says so and the rest is restored."""
     world.veth("n0", "10.71.0.2/24")
@@ -262,6 +294,7 @@ def test_taken_up_where_admin_left_it(world: Any) -> None:
     """A device that was down on the host is down again, with its addresses."""
     world.veth("n0", "10.71.0.2/24")
     world.host("link", "set", "n0", "down")
+    world.host("addr", "add", "fd72::2/64", "dev", "n0", "valid_lft", "5000", "preferred_lft", "4000", "nodad")
     before = world.state()
     plan = _plan(world)
     world.attach(plan)

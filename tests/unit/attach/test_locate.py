@@ -92,6 +92,14 @@ def test_macvlan_needs_two_facts(make: Any) -> None:
     assert locate.is_device(plan, sibling, in_pod=True, index=7)
 
 
+def test_vxlan_gives_its_own_index_as_that_of_another(make: Any) -> None:
+    """A VXLAN that has moved gives its own index as IFLA_LINK; its underlay tells it from others."""
+    plan = make.plan(make.link(kind="vxlan"))
+    moved = make.link(kind="vxlan", lower=7, lower_netnsid=0, name="net1")
+    assert locate.is_device(plan, moved, in_pod=True)
+    assert not locate.is_device(plan, replace(moved, underlay=3), in_pod=True)
+
+
 def test_link_of_no_lasting_fact(make: Any) -> None:
     """A dummy is told by two of name, index and MAC; planned name and MAC count."""
     plan = make.plan(make.link(kind="dummy"), hardware_address="02:00:00:00:00:07")
