@@ -24,14 +24,14 @@ setup: ## make .venv with all dependencies (nothing to do when pyproject.toml di
 	@$(PYTHON) hack/setup_venv.py
 
 test: setup ## unit and node tests with coverage, in namespaces of their own (no root: in a user namespace)
-	@hack/packages iproute2 util-linux
+	@hack/packages iproute2 util-linux dnsmasq-base
 	hack/private $(PYTEST) tests/unit tests/node --check-leftovers --cov --cov-report=term:skip-covered $(ARGS)
 
 unit: setup ## unit tests only (no root, no namespaces); ARGS="-k word" picks some
 	$(PYTEST) tests/unit $(ARGS)
 
 node: setup ## node tests only: the real kernel in namespaces of their own
-	@hack/packages iproute2 util-linux
+	@hack/packages iproute2 util-linux dnsmasq-base
 	hack/private $(PYTEST) tests/node --check-leftovers $(ARGS)
 
 lint: setup ## ruff, mypy --strict, import layers, generated stubs
