@@ -7,10 +7,11 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from nri_dranet.attach import locate, offloads, snapshot, state, sysctl
+from nri_dranet.attach import locate, offloads, queueing, snapshot, state, sysctl
 from nri_dranet.netlink import rtnl
 from nri_dranet.netlink.codec import AF_INET6, NetlinkError
-from nri_dranet.netlink.links import ADDR_GEN_NONE, IPV4_CONF
+from nri_dranet.netlink.links import ADDR_GEN_NONE, IFF_SETTABLE, IPV4_CONF
+from nri_dranet.netlink.ports import set_port
 from nri_dranet.netlink.routing import IFA_F_DADFAILED, IFA_F_NODAD
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def restore(
     if ethtool is not None and (wanted.features or wanted.private_flags):
         work.problems += offloads.apply(ethtool, index, wanted.features, wanted.private_flags)
     work.all_else()
+    work.problems += queueing.restore(host, index, wanted.traffic, fresh=fresh)
     return work.problems
 
 
@@ -90,7 +92,7 @@ class _Restoration:
         return link, {key: value for key, value in self._wanted.sysctls.items() if present.get(key) != value}
 
     def link_itself(self) -> None:
-        """Restore name, MTU, hardware address, sizes, queue length, group, alias: what else depends on them."""
+        """Restore name, MTU, hardware address, sizes, queue length, group, alias, flags: what else depends on them."""
         link, own = self._link, self._wanted.link
         renamed = link.name != own.name
         if renamed:
@@ -122,6 +124,7 @@ class _Restoration:
         if wanted.link.up:
             requests += [*_adding(late, index), *self._routes(), *self._neighbours()]
         self._send(requests)
+        self._port()
 
     def _take_name(self) -> None:
         link, name = self._link, self._wanted.link.name
@@ -199,6 +202,24 @@ class _Restoration:
             requests.insert(0, (rtnl.set_link(link.index, up=False), _NONE))
         return requests
 
+    def _port(self) -> None:
+        """Restore what the bridge or bond kept for its port; it has forgotten that when the port left."""
+        wanted, own = self._wanted.port, self._wanted.link
+        if not wanted:
+            return
+        found = self._host.link_and_conf(self._index)
+        if found is None or found[0].master != own.master:
+            # That it is no port is told already.
+            return
+        present = found[1].port
+        self._send(
+            [
+                (set_port(self._index, own.slave_kind, {name: value}), _NONE)
+                for name, value in wanted.items()
+                if present.get(name) != value
+            ]
+        )
+
     def _missing_addresses(self) -> list[Address]:
         wanted = self._wanted
         # A link that is told to make no link-local address has only those that somebody gave it.
@@ -269,6 +290,9 @@ def link_requests(link: Link, wanted: Link) -> list[Request]:
     for name, value in settings.items():
         label = f"restore {name} {value}"
         requests.append(rtnl.set_link(link.index, **{name: value}, label=label))  # type: ignore[arg-type]
+    if (link.flags ^ wanted.flags) & IFF_SETTABLE:
+        label = f"restore flags {wanted.flags & IFF_SETTABLE:#x}"
+        requests.append(rtnl.set_link(link.index, flags=wanted.flags, label=label))
     return requests
 
 

@@ -7,7 +7,7 @@ import fcntl
 import time
 from typing import TYPE_CHECKING, Final
 
-from nri_dranet.attach import offloads
+from nri_dranet.attach import offloads, queueing
 from nri_dranet.claims.plan import HostState
 from nri_dranet.netlink.codec import NetlinkError
 from nri_dranet.netlink.ethtool import Ethtool
@@ -58,6 +58,8 @@ def take_snapshot(host: RtnlSocket, index: int, *, ethtool: bool | Ethtool = Tru
         sysctls=settings(conf),
         features=features,
         private_flags=flags,
+        port=conf.port,
+        traffic=queueing.read(host, index),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from nri_dranet.claims.model import ClaimRef, DeviceKey, PodRef
 from nri_dranet.netlink.model import Address, Link, Neighbour, Route, Rule
+from nri_dranet.netlink.traffic import Filter, Qdisc, TrafficClass
 
 PLAN_VERSION = 1
 
@@ -30,13 +31,22 @@ class DeviceKind(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """Queueing disciplines of an interface with their classes and filters, without those that the kernel makes."""
+
+    qdiscs: tuple[Qdisc, ...] = ()
+    classes: tuple[TrafficClass, ...] = ()
+    filters: tuple[Filter, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HostState:
     """The device on the host at Prepare, as it must come back.
 
     ``sysctls`` maps ``ipv4/conf/arp_ignore`` (family, directory, name; without the interface) to the value.
     ``features`` and ``private_flags`` are ethtool's, only those that can be changed. A bridge or bond that the
-    interface was a port of is ``link.master``. ``taken`` is when it was read (CLOCK_BOOTTIME, seconds; 0: unknown), for
-    what is left of addresses' lifetimes.
+    interface was a port of is ``link.master``, and ``port`` what that kept for it. ``taken`` is when it was read
+    (CLOCK_BOOTTIME, seconds; 0: unknown), for what is left of addresses' lifetimes.
     """
 
     link: Link
@@ -46,6 +56,8 @@ class HostState:
     sysctls: dict[str, str] = field(default_factory=dict)
     features: dict[str, bool] = field(default_factory=dict)
     private_flags: dict[str, bool] = field(default_factory=dict)
+    port: dict[str, int] = field(default_factory=dict)
+    traffic: Traffic = field(default_factory=Traffic)
     taken: float = 0.0
 
 

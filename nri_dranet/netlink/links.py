@@ -7,10 +7,10 @@ Source of the facts: ``linux/if_link.h``, ``linux/rtnetlink.h``, ``net/core/rtne
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from nri_dranet.netlink import codec
+from nri_dranet.netlink import codec, ports
 from nri_dranet.netlink.codec import (
     AF_INET,
     AF_INET6,
@@ -39,6 +39,8 @@ RTM_NEWLINKPROP: Final = 108
 RTM_DELLINKPROP: Final = 109
 
 IFF_UP: Final = 0x1
+IFF_SETTABLE: Final = 0x1 << 2 | 0x1 << 7 | 0x1 << 8 | 0x1 << 9 | 0x1 << 12 | 0x1 << 15
+"""Flags that an administrator sets, beside up: DEBUG, NOARP, PROMISC, ALLMULTI, MULTICAST, DYNAMIC."""
 
 _HEADER: Final = struct.Struct("=BxHiII")
 _U32: Final = struct.Struct("=I")
@@ -85,6 +87,7 @@ _NETNS_IMMUTABLE: Final = 67
 _INFO_KIND: Final = 1
 _INFO_DATA: Final = 2
 _INFO_SLAVE_KIND: Final = 4
+_INFO_SLAVE_DATA: Final = 5
 _VETH_INFO_PEER: Final = 1
 _MACVLAN_MODE: Final = 1
 _IPVLAN_MODE: Final = 1
@@ -231,10 +234,12 @@ class LinkConf:
     """The per-interface settings of a link, by their names under ``/proc/sys/net/ipv4/conf`` and ``…/ipv6/conf``.
 
     A family that is switched off on the link has none. Settings whose unit differs from the file's are left out.
+    ``port`` are those that its bridge or bond keeps for it (``ports``).
     """
 
     ipv4: dict[str, int]
     ipv6: dict[str, int]
+    port: dict[str, int] = field(default_factory=dict)
 
 
 def _header(index: int = 0, flags: int = 0, change: int = 0, family: int = 0) -> bytes:
@@ -291,6 +296,7 @@ def set_link(
     name: str | None = None,
     netns_fd: int | None = None,
     up: bool | None = None,
+    flags: int | None = None,
     mtu: int | None = None,
     address: str | None = None,
     master: int | None = None,
@@ -315,12 +321,16 @@ def set_link(
     link has moved, under its old name, when EEXIST comes. Only where the old name is taken there ``name`` counts in
     the move itself. ``master`` 0 frees a port, an empty ``alias`` removes it, ``xdp_fd`` -1 removes
     the XDP program. ``ipv4_conf`` sets values as they are, without the side effects of writing the file: ``forwarding``
-    does not switch off LRO. ``new_index`` counts only together with ``netns_fd``.
+    does not switch off LRO. ``new_index`` counts only together with ``netns_fd``. ``flags`` sets all of
+    ``IFF_SETTABLE``, those that are not in it to off.
 
     Raises:
         ValueError: a value does not fit its field, or the name of a setting is unknown.
     """
-    parts = [_header(index, IFF_UP if up else 0, 0 if up is None else IFF_UP)]
+    now, change = IFF_UP if up else 0, 0 if up is None else IFF_UP
+    if flags is not None:
+        now, change = now | flags & IFF_SETTABLE, change | IFF_SETTABLE
+    parts = [_header(index, now, change)]
     parts += _given(
         (_NET_NS_FD, attribute_u32, netns_fd),
         (_IFNAME, attribute_text, name),
@@ -561,10 +571,14 @@ def parse_link_conf(body: bytes) -> LinkConf:
     """
     if len(body) < _HEADER.size:
         raise DecodeError(f"link message of {len(body)} bytes")
-    families = attributes(attributes(body, _HEADER.size).get(_AF_SPEC, b""))
+    found = attributes(body, _HEADER.size)
+    families = attributes(found.get(_AF_SPEC, b""))
+    info = attributes(found.get(_LINKINFO, b""))
     ipv4 = attributes(families.get(AF_INET, b"")).get(_INET_CONF, b"")
     ipv6 = attributes(families.get(AF_INET6, b"")).get(_INET6_CONF, b"")
-    return LinkConf(ipv4=_conf(IPV4_CONF, ipv4), ipv6=_conf(IPV6_CONF, ipv6))
+    master = codec.string(info.get(_INFO_SLAVE_KIND, b""))
+    port = ports.parse_settings(master, info.get(_INFO_SLAVE_DATA, b""))
+    return LinkConf(ipv4=_conf(IPV4_CONF, ipv4), ipv6=_conf(IPV6_CONF, ipv6), port=port)
 
 
 def _conf(names: tuple[str, ...], values: bytes) -> dict[str, int]:

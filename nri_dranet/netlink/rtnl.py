@@ -1,7 +1,7 @@
 """rtnetlink in one place: every request and every parser of links, addresses, routes, rules and neighbours. Pure.
 
 Requests come from ``links``, ``addresses``, ``routes`` and ``rules``; this module adds what reads a message of any of
-these types.
+these types, and of those of ``traffic``.
 """
 
 from __future__ import annotations
@@ -47,6 +47,20 @@ from nri_dranet.netlink.routing import (
     RTM_NEWRULE,
 )
 from nri_dranet.netlink.rules import add_rule, delete_rule, dump_rules, parse_rule
+from nri_dranet.netlink.traffic import (
+    RTM_DELQDISC,
+    RTM_DELTCLASS,
+    RTM_DELTFILTER,
+    RTM_NEWQDISC,
+    RTM_NEWTCLASS,
+    RTM_NEWTFILTER,
+    Filter,
+    Qdisc,
+    TrafficClass,
+    parse_class,
+    parse_filter,
+    parse_qdisc,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,13 +120,14 @@ class NamespaceId:
     id: int
 
 
-Object = Link | Address | Route | Rule | Neighbour | NamespaceId
+Object = Link | Address | Route | Rule | Neighbour | NamespaceId | Qdisc | TrafficClass | Filter
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What the kernel announced. ``kind``: ``link``, ``address``, ``route``, ``rule``, ``neighbour`` or ``nsid``.
+    """What the kernel announced.
 
+    ``kind``: ``link``, ``address``, ``route``, ``rule``, ``neighbour``, ``nsid``, ``qdisc``, ``class`` or ``filter``.
     ``gone`` tells that the object left this namespace; a link that was moved away names its ``new_index`` then.
     """
 
@@ -152,7 +167,16 @@ _PARSERS: Final[dict[int, tuple[str, bool, Callable[[bytes], Object]]]] = {
     RTM_DELNEIGH: ("neighbour", True, parse_neighbour),
     RTM_NEWNSID: ("nsid", False, parse_nsid),
     RTM_DELNSID: ("nsid", True, parse_nsid),
+    RTM_NEWQDISC: ("qdisc", False, parse_qdisc),
+    RTM_DELQDISC: ("qdisc", True, parse_qdisc),
+    RTM_NEWTCLASS: ("class", False, parse_class),
+    RTM_DELTCLASS: ("class", True, parse_class),
+    RTM_NEWTFILTER: ("filter", False, parse_filter),
+    RTM_DELTFILTER: ("filter", True, parse_filter),
 }
+
+# Kinds whose family is that of an address; all others have none.
+_WITH_FAMILY: Final = frozenset({"address", "route", "rule", "neighbour"})
 
 
 def parse_event(message: codec.Message) -> Event | None:
@@ -169,10 +193,7 @@ def parse_event(message: codec.Message) -> Event | None:
         return None
     kind, gone, parse = known
     family = message.body[0] if message.body else 0
-    if kind in {"link", "nsid"}:
-        if family != codec.AF_UNSPEC:
-            return None
-    elif family not in _FAMILIES:
+    if family not in _FAMILIES if kind in _WITH_FAMILY else family != codec.AF_UNSPEC:
         return None
     return Event(kind, gone, parse(message.body))
 

@@ -208,13 +208,25 @@ class World:
         return False
 
     def state(self) -> dict[str, Any]:
-        """Give all of the host but what moves by itself."""
+        """Give all of the host but what moves by itself, once the kernel has told of carriers that came."""
+        deadline = time.monotonic() + 10
+        while _unsettled(text := self.host("-j", "-d", "addr", "show")) and time.monotonic() < deadline:
+            time.sleep(0.05)
         return {
-            **_links(self.host("-j", "-d", "addr", "show")),
+            **_links(text),
             "routes": _routes(self, "-4") + _routes(self, "-6"),
             "neighbours": sorted(self.host("neigh", "show", "nud", "permanent").splitlines()),
             "sysctls": _sysctls(self),
+            "traffic": _traffic(self),
         }
+
+    @staticmethod
+    def wait(look: Callable[[], object], patience: float = 20) -> None:
+        """Wait for what the kernel does by itself, a second later."""
+        deadline = time.monotonic() + patience
+        while not look():
+            assert time.monotonic() < deadline, "it did not come"
+            time.sleep(0.1)
 
     def changes(self, before: dict[str, Any], *, patience: float = 10) -> list[str]:
         """List what is gone (-) from a former state and what is new (+); empty if nothing differs.
@@ -237,6 +249,13 @@ class World:
         }
 
 
+def _unsettled(text: str) -> bool:
+    """Tell whether both ends of a veth are up and one of them is not yet said to work."""
+    links = {link["ifname"]: link for link in json.loads(text)}
+    up = {name: "UP" in link["flags"] for name, link in links.items()}
+    return any(up[name] and up.get(str(link.get("link"))) and link["operstate"] != "UP" for name, link in links.items())
+
+
 def _links(text: str) -> dict[str, list[dict[str, Any]]]:
     links = json.loads(text)
     addresses = []
@@ -257,6 +276,17 @@ def _routes(world: World, family: str) -> list[str]:
     lines = world.host(family, "route", "show", "table", "all").splitlines()
     kept = [line for line in lines if not any(word in line for word in ("fe80", "ff00", "anycast"))]
     return sorted(re.sub(r"expires \d+sec", "expires", line).strip() for line in kept)
+
+
+def _traffic(world: World) -> list[str]:
+    """Give queueing disciplines, classes and filters without counters; the kernel's own ones have the handle 0."""
+    found = world.in_host(
+        "sh",
+        "-c",
+        "tc qdisc show; tc class show dev n0; tc filter show dev n0; tc filter show dev n0 ingress 2>&1; true",
+    )
+    lines = re.sub(r"(direct_packets_stat|refcnt|index|ref|bind) \d+", r"\1", found).splitlines()
+    return [line.strip() for line in lines if line.strip() and not re.match(r"qdisc \S+ 0: ", line)]
 
 
 def _sysctls(world: World) -> list[str]:

@@ -29,6 +29,15 @@ def two(world: Any) -> tuple[DevicePlan, DevicePlan]:
     world.host("-6", "route", "add", "fd99::/64", "via", "fd71::1", "dev", "n0", "src", "fd71::2")
     world.host("neigh", "add", "10.71.0.9", "lladdr", "02:11:22:33:44:55", "dev", "n0", "nud", "permanent")
     world.in_host("sysctl", "-qw", "net.ipv4.conf.n0.arp_ignore=1", "net.ipv6.conf.n0.accept_ra=0")
+    world.host("link", "set", "n0", "promisc", "on")
+    for command in (
+        "qdisc add dev n0 root handle 1: htb default 10",
+        "class add dev n0 parent 1: classid 1:10 htb rate 10mbit",
+        "qdisc add dev n0 parent 1:10 handle 10: tbf rate 3mbit burst 10kb latency 50ms",
+        "filter add dev n0 parent 1: protocol ip prio 7 u32 match ip dport 80 0xffff flowid 1:10",
+        "qdisc add dev n0 ingress",
+    ):
+        world.in_host("tc", *command.split())
     world.veth("base")
     world.host("link", "add", "n1", "link", "base", "type", "macvlan", "mode", "bridge")
     world.host("link", "set", "n1", "up")

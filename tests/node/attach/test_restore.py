@@ -112,6 +112,7 @@ def test_address_is_ordinary_again(world: Any) -> None:
         ["link property del dev net1 altname enp7s0", "link set net1 txqueuelen 5", "link set net1 addrgenmode none"],
         ["link add br0 type bridge", "link set net1 master br0"],
         ["link set net1 down", "link set net1 name renamed0 address 02:00:00:00:00:98"],
+        ["link set net1 arp off multicast off", "link set net1 promisc on allmulticast on"],
     ],
 )
 @pytest.mark.parametrize("hinted", [False, True])
@@ -175,6 +176,49 @@ def test_bridge_port_is_a_port_again(world: Any) -> None:
     assert outcome.home
     assert "bridge" in outcome.problems[0]
     assert "10.71.0.2/24" in world.host("addr", "show", "n0")
+
+
+def test_flags_that_the_host_had(world: Any) -> None:
+    """A device that was promiscuous and without ARP on the host is so again, whatever the pod made of it."""
+    world.veth("n0", "10.71.0.2/24")
+    world.host("link", "set", "n0", "arp", "off", "multicast", "off")
+    world.host("link", "set", "n0", "promisc", "on", "allmulticast", "on")
+    before = world.state()
+    plan = _plan(world)
+    world.attach(plan)
+    for deed in ("arp on multicast on", "promisc off allmulticast off"):
+        world.pod("link", "set", "net1", *deed.split())
+    _came_home(world, plan, before)
+
+
+def _port(world: Any) -> dict[str, Any]:
+    """Give what a bridge keeps for a port, without identifiers and timers of its own."""
+    (link,) = json.loads(world.host("-j", "-d", "link", "show", "n0"))
+    data: dict[str, Any] = link["linkinfo"]["info_slave_data"]
+    own = ("port_", "designated_", "timer", "_ack", "pending", "bridge_id", "root_id", "id", "no")
+    return {
+        name: value for name, value in data.items() if not any(part in name for part in own[:5]) and name not in own
+    }
+
+
+def test_bridge_port_has_its_settings_again(world: Any) -> None:
+    """What the bridge kept for the port (cost, hairpin, isolation, ...) is as before; it forgot it meanwhile."""
+    world.veth("n0")
+    world.host("link", "add", "br7", "type", "bridge")
+    world.host("link", "set", "n0", "master", "br7")
+    world.host("link", "set", "br7", "up")
+    ordinary = _port(world)
+    settings = "cost 55 priority 7 hairpin on guard on root_block on fastleave on learning off flood off"
+    more = "mcast_flood off proxy_arp on neigh_suppress on isolated on mcast_router 2 group_fwd_mask 8"
+    world.host("link", "set", "n0", "type", "bridge_slave", *settings.split(), *more.split())
+    before = _port(world)
+    assert sum(before[name] != ordinary[name] for name in before) == 15
+    plan = _plan(world)
+    world.attach(plan)
+    assert world.detach(plan)[0].problems == ()
+    world.wait(lambda: _port(world) == before)
+    # Of a device that is home and right, nothing is sent again.
+    assert world.detach(plan)[0].problems == ()
 
 
 def test_name_taken_by_a_stranger(full: Any) -> None:
