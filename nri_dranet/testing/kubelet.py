@@ -25,6 +25,7 @@ from nri_dranet.pb import (
     dra_v1beta1_pb2,
     pluginregistration_pb2,
 )
+from nri_dranet.testing.patience import patience
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -38,9 +39,9 @@ LEASE_SECONDS: Final = 30
 """After this time without a message a device's health is unknown, where the plugin does not say another."""
 
 _LOOK_SECONDS: Final = 0.05
-_INFO_SECONDS: Final = 1.0
-_NOTIFY_SECONDS: Final = 5.0
-_PATIENCE: Final = 20.0
+_INFO_SECONDS: Final = patience(1.0)
+_NOTIFY_SECONDS: Final = patience(5.0)
+_PATIENCE: Final = patience(20.0)
 _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 122.0
 _MODULES: Final[dict[str, ModuleType]] = {"v1": dra_v1_pb2, "v1beta1": dra_v1beta1_pb2}

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from nri_dranet.pb import nri_pb2
+from nri_dranet.testing.patience import patience
 from nri_dranet.testing.runtime_plugin import ConnectedPlugin, DroppedError, RuntimeRefusedError, UnimplementedError
 from nri_dranet.ttrpc.frames import MAX_DATA, LocalProtocolError
 
@@ -31,7 +32,7 @@ STOP: Final = nri_pb2.STOP_POD_SANDBOX
 REMOVE: Final = nri_pb2.REMOVE_POD_SANDBOX
 CREATE_CONTAINER: Final = nri_pb2.CREATE_CONTAINER
 
-_PATIENCE: Final = 20.0
+_PATIENCE: Final = patience(20.0)
 _VALID_OLD: Final = 0x7FF
 _VALID: Final = 0x3FFF
 # Room for what stands around the lists in a message (an estimate from above).
@@ -71,8 +72,8 @@ class RuntimeStandIn:
         self,
         socket_path: Path,
         *,
-        request_timeout: float = 2.0,
-        registration_timeout: float = 5.0,
+        request_timeout: float = patience(2.0),
+        registration_timeout: float = patience(5.0),
         dedicated_calls: bool = True,
         announce_timeouts: bool = True,
         configure_first: bool = False,

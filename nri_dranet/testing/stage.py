@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from nri_dranet.testing.apiserver import ApiServerStandIn
 from nri_dranet.testing.kubelet import KubeletStandIn
+from nri_dranet.testing.patience import patience
 from nri_dranet.testing.runtime import Pod, RuntimeStandIn
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ NODE: Final = "node"
 DRIVER: Final = "dra.net"
 RESOURCE_API: Final = "/apis/resource.k8s.io/v1"
 
-_PATIENCE: Final = 20.0
+_PATIENCE: Final = patience(20.0)
 _FIRST_PAUSE: Final = 0.001
 _LONGEST_PAUSE: Final = 0.05
 
@@ -51,6 +52,7 @@ class StagedPod:
     claims: tuple[str, ...]
     process: subprocess.Popen[bytes]
     sandbox: Pod = field(init=False)
+    sandboxes: int = 0
 
     @property
     def netns_path(self) -> str:
@@ -188,7 +190,7 @@ class Stage:
     def http(self, path: str) -> tuple[int, str]:
         """Ask the daemon's HTTP endpoint; status 0 when nobody answers."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self._port}{path}", timeout=2) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._port}{path}", timeout=patience(2.0)) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:
@@ -264,9 +266,22 @@ class Stage:
         )
         for claim in claims:
             self.api.reserve("default", claim, pod=name, uid=uid)
-        process = subprocess.Popen(["unshare", "--net", "sleep", "infinity"], stdin=subprocess.DEVNULL)
-        pod = StagedPod(name, uid, claims, process)
-        own = Path("/proc/self/ns/net").stat().st_ino
+        pod = StagedPod(name, uid, claims, _sleeper())
+        self._pods.append(pod)
+        self._settle(pod)
+        return pod
+
+    def new_sandbox(self, pod: StagedPod) -> None:
+        """Give a pod another sandbox, as kubelet does when the former one failed; that one's namespace is left alone.
+
+        Raises:
+            StageError: its namespace cannot be made.
+        """
+        pod.process = _sleeper()
+        self._settle(pod)
+
+    def _settle(self, pod: StagedPod) -> None:
+        process, own = pod.process, Path("/proc/self/ns/net").stat().st_ino
         self.wait_for(
             lambda: (
                 Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n" and Path(pod.netns_path).stat().st_ino != own
@@ -274,9 +289,9 @@ class Stage:
             "the pod's namespace",
         )
         pod.run("ip", "link", "set", "lo", "up")
-        pod.sandbox = Pod(id=f"sandbox-{name}", name=name, namespace="default", uid=uid, netns_path=pod.netns_path)
-        self._pods.append(pod)
-        return pod
+        pod.sandboxes += 1
+        identity = f"sandbox-{pod.name}" + (f"-{pod.sandboxes}" if pod.sandboxes > 1 else "")
+        pod.sandbox = Pod(id=identity, name=pod.name, namespace="default", uid=pod.uid, netns_path=pod.netns_path)
 
     def prepare(self, pod: StagedPod) -> dict[str, Any]:
         """Do what kubelet does first; return its answer by claim UID."""
@@ -337,6 +352,10 @@ class Stage:
     def _failure(self, text: str) -> StageError:
         lines = self.log.read_text(errors="replace").splitlines()[-15:] if self.log.exists() else []
         return StageError("\n".join([text, *lines]))
+
+
+def _sleeper() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(["unshare", "--net", "sleep", "infinity"], stdin=subprocess.DEVNULL)
 
 
 def _free_port() -> int:

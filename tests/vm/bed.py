@@ -74,15 +74,29 @@ class Bed:
         self.stack.callback(run, "ip", "link", "del", name, check=False)
         return name
 
-    def test_rdma(self, name: str, where: str, layer: str = "roce") -> str:
-        """Make a test RDMA device on an interface, a PCI function or (``-``) nothing."""
-        if not PARAMETERS.exists():
-            for module in ("ib_uverbs", "ib_umad", "rdma_ucm"):
-                run("modprobe", module)
-            run("insmod", str(MODULE))
-        write(PARAMETERS / "add", f"{name} {where} {layer}")
+    def test_rdma(self, name: str, where: str, layer: str = "roce", ports: int = 1) -> str:
+        """Make a test RDMA device (roce, iwarp, ib) on an interface, a PCI function or (``-``) nothing."""
+        load_module()
+        write(PARAMETERS / "add", f"{name} {where} {layer} {ports}")
         self.rdma.append(name)
         return name
+
+    def rxe(self, name: str, interface: str) -> str:
+        """Make a software RDMA device on an interface."""
+        run("modprobe", "rdma_rxe")
+        run("rdma", "link", "add", name, "type", "rxe", "netdev", interface)
+        self.stack.callback(run, "rdma", "link", "del", name, check=False)
+        return name
+
+    def bare_function(self, number: int = 0, card: str = NEAR) -> str:
+        """Return the PCI address of a virtual function that has a driver and no interface."""
+        load_module()
+        _, address = self.vf(number, card)
+        place = Path("/sys/bus/pci/devices") / address
+        former = (place / "driver").resolve().name
+        self.stack.callback(_give_function, address, former)
+        _give_function(address, "dranet_test")
+        return address
 
     def vf(self, number: int = 0, card: str = NEAR) -> tuple[str, str]:
         """Return interface and PCI address of a virtual function of a card, which has two."""
@@ -107,6 +121,11 @@ class Bed:
     def no_vfs(card: str = NEAR) -> None:
         """Take a card's virtual functions away."""
         write(Path("/sys/bus/pci/devices") / card / "sriov_numvfs", "0")
+
+    @staticmethod
+    def up(name: str, *, up: bool = True) -> None:
+        """Set an interface of the node up or down."""
+        run("ip", "link", "set", name, "up" if up else "down")
 
     # a pod
 
@@ -182,6 +201,24 @@ class Bed:
         return self.engine.look([plan], self.pods[pod] if pod else None, {})[0]
 
 
+def load_module() -> None:
+    """Load the test module, and those that make character devices of RDMA devices."""
+    if not PARAMETERS.exists():
+        for module in ("ib_uverbs", "ib_umad", "rdma_ucm"):
+            run("modprobe", module)
+        run("insmod", str(MODULE))
+
+
+def _give_function(address: str, driver: str) -> None:
+    place = Path("/sys/bus/pci/devices") / address
+    if not place.exists():
+        return
+    if (place / "driver").exists():
+        write(place / "driver" / "unbind", address)
+    write(place / "driver_override", driver if driver == "dranet_test" else "\n")
+    write(Path("/sys/bus/pci/drivers") / driver / "bind", address)
+
+
 def conditions(facts: DeviceFacts) -> dict[str, tuple[str, str]]:
     """Return the claim's conditions as the status writer would have them: type to status and reason."""
     entry = device_status(facts, "dra.net", None, datetime.now(UTC))
@@ -225,6 +262,7 @@ def make_bed() -> Iterator[Bed]:
         # A namespace is taken apart behind the command's back, and its RDMA devices come home then.
         for name in bed.rdma:
             eventually(lambda name=name: remove(name), f"{name} removed")  # type: ignore[misc]
+        # The module goes by a function's RDMA device, so those that gave up their interface get it back after that.
 
 
 def remove(name: str) -> bool:

@@ -8,6 +8,8 @@ on with the rest.
 from __future__ import annotations
 
 import os
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +17,9 @@ import pytest
 from hack.parts import PartError
 from hack.vm.boot import Guest, GuestError
 from hack.vm.image import make
+from nri_dranet.testing.stage import Stage
 from tests.vm.bed import Bed, make_bed
+from tests.vm.daemon import Node
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -137,3 +141,26 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def bed() -> Iterator[Bed]:
     """Give the node and take away what the test made on it."""
     yield from make_bed()
+
+
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Stage]:
+    """Run the daemon between its stand-ins, once for a file of tests: its start takes a quarter of a minute here."""
+    with tempfile.TemporaryDirectory(prefix="nd", dir="/tmp") as folder:
+        made = Stage(Path(folder), filter_expression="true", flags=("--device-taints=NoSchedule",))
+        try:
+            made.start()
+            made.start_daemon()
+            made.wait_ready()
+            yield made
+        finally:
+            made.close()
+
+
+@pytest.fixture
+def node(bed: Bed, stage: Stage) -> Iterator[Node]:
+    """Give the daemon on the node; pods of the test end before the bed takes their devices away."""
+    assert bed
+    made = Node(stage)
+    yield made
+    made.close()

@@ -8,12 +8,18 @@
  * function, beside the interface. All is done by writing to parameters in /sys/module/dranet_test/parameters:
  *
  *   add     "NAME INTERFACE roce"   on an interface of the writer's namespace, with its GIDs
+ *           "NAME INTERFACE iwarp"  the same, as iWARP
  *           "NAME ADDRESS ib"       on a PCI function, as an InfiniBand port without interface
- *           "NAME - ib"             on nothing
+ *           "NAME - ib 2"           on nothing; with two ports
  *   remove  "NAME"
  *   state   "NAME 4"                the port's state by the InfiniBand specification's number, with its event
+ *           "NAME 4 2"              that of its second port
+ *   slow    "2000"                  milliseconds that devices take from now on to come up, also after a move
  *   movable "NAME"                  give another driver's device (rxe) the missing operation, doing nothing
+ *
+ * It is a PCI driver too, for functions that are given to it by name (driver_override): those have no interface.
  */
+#include <linux/delay.h>
 #include <linux/module.h>
 #include <linux/netdevice.h>
 #include <linux/nsproxy.h>
@@ -27,8 +33,8 @@ struct test_dev {
 	struct list_head entry;
 	struct net_device *netdev; /* compared, never followed once it may be gone */
 	struct device *parent;
-	int state;
-	bool ib;
+	enum { ROCE, IWARP, IB } layer;
+	int state[2]; /* of each port */
 };
 
 struct test_mr {
@@ -59,6 +65,7 @@ struct test_uctx {
 static LIST_HEAD(test_devs);
 static DEFINE_MUTEX(test_lock);
 static atomic_t test_numbers = ATOMIC_INIT(2);
+static uint slow;
 
 static struct test_dev *to_test(struct ib_device *ibdev)
 {
@@ -82,33 +89,38 @@ static int test_query_port(struct ib_device *ibdev, u32 port, struct ib_port_att
 {
 	struct test_dev *dev = to_test(ibdev);
 
-	attr->state = dev->state;
-	attr->phys_state = dev->state == IB_PORT_ACTIVE ? IB_PORT_PHYS_STATE_LINK_UP : IB_PORT_PHYS_STATE_DISABLED;
+	attr->state = dev->state[port - 1];
+	attr->phys_state = attr->state == IB_PORT_ACTIVE ? IB_PORT_PHYS_STATE_LINK_UP : IB_PORT_PHYS_STATE_DISABLED;
 	attr->max_mtu = attr->active_mtu = IB_MTU_4096;
-	attr->gid_tbl_len = dev->ib ? 1 : 8;
+	attr->gid_tbl_len = dev->layer == ROCE ? 8 : 1;
 	attr->pkey_tbl_len = 1;
 	attr->max_msg_sz = 1 << 30;
 	attr->active_width = IB_WIDTH_4X;
 	attr->active_speed = IB_SPEED_EDR;
 	attr->max_vl_num = 1;
-	attr->lid = dev->ib ? 1 : 0;
+	attr->lid = dev->layer == IB ? port : 0;
 	return 0;
 }
 
 static int test_get_port_immutable(struct ib_device *ibdev, u32 port, struct ib_port_immutable *immutable)
 {
+	static const u32 caps[] = {
+		[ROCE] = RDMA_CORE_PORT_IBA_ROCE_UDP_ENCAP,
+		[IWARP] = RDMA_CORE_PORT_IWARP,
+		[IB] = RDMA_CORE_PORT_IBA_IB,
+	};
 	struct test_dev *dev = to_test(ibdev);
 
-	immutable->core_cap_flags = dev->ib ? RDMA_CORE_PORT_IBA_IB : RDMA_CORE_PORT_IBA_ROCE_UDP_ENCAP;
-	immutable->gid_tbl_len = dev->ib ? 1 : 8;
+	immutable->core_cap_flags = caps[dev->layer];
+	immutable->gid_tbl_len = dev->layer == ROCE ? 8 : 1;
 	immutable->pkey_tbl_len = 1;
-	immutable->max_mad_size = IB_MGMT_MAD_SIZE;
+	immutable->max_mad_size = dev->layer == IWARP ? 0 : IB_MGMT_MAD_SIZE;
 	return 0;
 }
 
 static enum rdma_link_layer test_get_link_layer(struct ib_device *ibdev, u32 port)
 {
-	return to_test(ibdev)->ib ? IB_LINK_LAYER_INFINIBAND : IB_LINK_LAYER_ETHERNET;
+	return to_test(ibdev)->layer == IB ? IB_LINK_LAYER_INFINIBAND : IB_LINK_LAYER_ETHERNET;
 }
 
 static void test_get_fw(struct ib_device *ibdev, char *text)
@@ -119,7 +131,8 @@ static void test_get_fw(struct ib_device *ibdev, char *text)
 static int test_query_gid(struct ib_device *ibdev, u32 port, int index, union ib_gid *gid)
 {
 	gid->global.subnet_prefix = cpu_to_be64(0xfe80000000000000ULL);
-	gid->global.interface_id = ibdev->node_guid;
+	/* The GUID of a port is not that of its device. */
+	gid->global.interface_id = ibdev->node_guid | cpu_to_be64((u64)port << 32);
 	return 0;
 }
 
@@ -141,6 +154,13 @@ static int test_alloc_ucontext(struct ib_ucontext *context, struct ib_udata *uda
 
 static void test_ucontext(struct ib_ucontext *context)
 {
+}
+
+static int test_enable(struct ib_device *ibdev)
+{
+	/* Whoever is killed meanwhile dies when the move has been done. */
+	msleep(slow);
+	return 0;
 }
 
 static int test_any_pd(struct ib_pd *pd, struct ib_udata *udata)
@@ -282,6 +302,7 @@ static const struct ib_device_ops test_ops = {
 	.attach_mcast = test_mcast,
 	.detach_mcast = test_mcast,
 	.dealloc_driver = test_dealloc,
+	.enable_driver = test_enable,
 	INIT_RDMA_OBJ_SIZE(ib_ah, test_ah, ibah),
 	INIT_RDMA_OBJ_SIZE(ib_cq, test_cq, ibcq),
 	INIT_RDMA_OBJ_SIZE(ib_pd, test_pd, ibpd),
@@ -313,10 +334,11 @@ static int test_add(const char *text, const struct kernel_param *param)
 	char name[64], where[64], layer[8];
 	struct net_device *netdev;
 	struct device *parent;
+	unsigned int ports = 1;
 	struct test_dev *dev;
 	int error;
 
-	if (sscanf(text, "%63s %63s %7s", name, where, layer) != 3)
+	if (sscanf(text, "%63s %63s %7s %u", name, where, layer, &ports) < 3 || !ports || ports > ARRAY_SIZE(dev->state))
 		return -EINVAL;
 	parent = find_parent(where, !strcmp(layer, "ib"), &netdev);
 	if (IS_ERR(parent))
@@ -328,10 +350,10 @@ static int test_add(const char *text, const struct kernel_param *param)
 	INIT_LIST_HEAD(&dev->entry);
 	dev->netdev = netdev;
 	dev->parent = parent;
-	dev->state = IB_PORT_ACTIVE;
-	dev->ib = !strcmp(layer, "ib");
-	dev->ibdev.node_type = RDMA_NODE_IB_CA;
-	dev->ibdev.phys_port_cnt = 1;
+	dev->state[0] = dev->state[1] = IB_PORT_ACTIVE;
+	dev->layer = !strcmp(layer, "ib") ? IB : !strcmp(layer, "iwarp") ? IWARP : ROCE;
+	dev->ibdev.node_type = dev->layer == IWARP ? RDMA_NODE_RNIC : RDMA_NODE_IB_CA;
+	dev->ibdev.phys_port_cnt = ports;
 	dev->ibdev.num_comp_vectors = 1;
 	dev->ibdev.local_dma_lkey = 1;
 	dev->ibdev.dev.parent = parent;
@@ -386,13 +408,13 @@ static int test_state(const char *text, const struct kernel_param *param)
 	char name[64];
 	int state;
 
-	if (sscanf(text, "%63s %d", name, &state) != 2)
+	if (sscanf(text, "%63s %d %u", name, &state, &event.element.port_num) < 2)
 		return -EINVAL;
 	ibdev = by_name(name);
 	if (!ibdev)
 		return -ENODEV;
-	if (ibdev->ops.owner == THIS_MODULE) {
-		to_test(ibdev)->state = state;
+	if (ibdev->ops.owner == THIS_MODULE && rdma_is_port_valid(ibdev, event.element.port_num)) {
+		to_test(ibdev)->state[event.element.port_num - 1] = state;
 		event.device = ibdev;
 		event.event = state == IB_PORT_ACTIVE ? IB_EVENT_PORT_ACTIVE : IB_EVENT_PORT_ERR;
 		ib_dispatch_event(&event);
@@ -421,6 +443,21 @@ module_param_cb(add, &add_ops, NULL, 0200);
 module_param_cb(remove, &remove_ops, NULL, 0200);
 module_param_cb(state, &state_ops, NULL, 0200);
 module_param_cb(movable, &movable_ops, NULL, 0200);
+module_param(slow, uint, 0600);
+
+static int test_probe(struct pci_dev *pdev, const struct pci_device_id *id)
+{
+	return 0;
+}
+
+/* No function is its own but those that it is given by name. */
+static const struct pci_device_id no_functions[] = { {} };
+
+static struct pci_driver test_driver = {
+	.name = "dranet_test",
+	.id_table = no_functions,
+	.probe = test_probe,
+};
 
 /* The RDMA device of a NIC goes before its driver does: its folder in sysfs lies below the PCI function's. */
 static int on_pci(struct notifier_block *block, unsigned long action, void *data)
@@ -473,7 +510,13 @@ static int __init test_init(void)
 		return error;
 	error = register_netdevice_notifier(&netdev_block);
 	if (error)
-		bus_unregister_notifier(&pci_bus_type, &pci_block);
+		goto bus;
+	error = pci_register_driver(&test_driver);
+	if (!error)
+		return 0;
+	unregister_netdevice_notifier(&netdev_block);
+bus:
+	bus_unregister_notifier(&pci_bus_type, &pci_block);
 	return error;
 }
 
