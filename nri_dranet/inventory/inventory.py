@@ -1,7 +1,8 @@
 """The inventory: one scan, then kernel events. Knows every device of the node and which of them may be given away.
 
 A thread of its own listens. A burst of events is one change; a lost event means one scan, then events again. What has
-no events (PCI functions, names and port states of RDMA devices, TCX programs) is looked at with the slow scan.
+no events is looked at: names and port states of RDMA devices every second, where there are any, PCI functions and TCX
+programs with the slow scan.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ _LOOK_AGAIN: Final = 1.0
 _RETRY: Final = 1.0
 _SLICE: Final = 64
 _PCI_PREFIX: Final = "pci-"
+_PORTS_SECONDS: Final = 0.5
+"""Between two looks at the ports of RDMA devices."""
 
 
 @dataclass(slots=True)
@@ -103,6 +106,7 @@ class Inventory:
         self._rescan = False
         self._last_scan = 0.0
         self._next_scan = 0.0
+        self._next_ports = 0.0
         self._looked: dict[str, float] = {}
         self._thread = threading.Thread(target=self._run, name="inventory", daemon=True)
 
@@ -244,11 +248,12 @@ class Inventory:
                 if cause:
                     self._hear_rdma(poll)
                     self._scan_now(cause)
-                left = max(0.0, self._next_scan - time.monotonic())
-                poll.poll(left * 1000 + 1)
+                next_look = min(self._next_scan, self._next_ports) if self._hardware.rdma else self._next_scan
+                poll.poll(max(0.0, next_look - time.monotonic()) * 1000 + 1)
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._wake_read, 4096)
                 self._take_in(self._gather())
+                self._look_at_ports()
                 cause = self._due()
             except EventsLostError as error:
                 LOG.info("network events were lost, the node is scanned anew", extra=fields(error=error))
@@ -261,6 +266,22 @@ class Inventory:
                 self._tell()
                 self._stop.wait(_RETRY)
                 cause = "failure"
+
+    def _look_at_ports(self) -> None:
+        """See whether RDMA devices or the states of their ports have changed; nothing is done where there are none."""
+        now = time.monotonic()
+        if not self._hardware.rdma or now < self._next_ports:
+            return
+        self._next_ports = now + _PORTS_SECONDS
+        if not self._hardware.rdma_changed():
+            return
+        with self._lock:
+            self._hardware.look()
+            self._state.hardware_changed()
+            changed = self._state.rebuild()
+            metrics.INVENTORY_DEVICES.set(len(self._state.devices))
+        if changed:
+            self._tell()
 
     def _due(self) -> str:
         if self._rescan:

@@ -18,7 +18,7 @@ from hack.parts import PartError
 from hack.vm.boot import Guest, GuestError
 from hack.vm.image import make
 from nri_dranet.testing.stage import Stage
-from tests.vm.bed import Bed, make_bed
+from tests.vm.bed import Bed, load_module, make_bed
 from tests.vm.daemon import Node
 
 if TYPE_CHECKING:
@@ -148,6 +148,8 @@ def stage() -> Iterator[Stage]:
     """Run the daemon between its stand-ins, once for a file of tests: its start takes a quarter of a minute here."""
     with tempfile.TemporaryDirectory(prefix="nd", dir="/tmp") as folder:
         made = Stage(Path(folder), filter_expression="true", flags=("--device-taints=NoSchedule",))
+        # A node with RDMA hardware has its modules before the daemon starts.
+        load_module()
         try:
             made.start()
             made.start_daemon()

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hack.audit import audit
-from nri_dranet.testing.stage import RESOURCE_API
 from tests.vm.bed import links, run
 
 if TYPE_CHECKING:
@@ -150,10 +149,6 @@ class Node:
         """Return the daemon's log lines that match."""
         lines = self.stage.log.read_text(errors="replace").splitlines()
         return [line for line in lines if re.search(pattern, line)]
-
-    def held_claims(self) -> list[dict[str, Any]]:
-        """Return all claims."""
-        return self.stage.api.list(f"{RESOURCE_API}/resourceclaims")
 
 
 def view(pod: StagedPod | None = None) -> View:

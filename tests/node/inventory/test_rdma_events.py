@@ -117,6 +117,25 @@ def test_a_software_rdma_device_on_an_interface_is_seen(
     assert node.value("eth1", "rdmaPortState") == "ACTIVE"
 
 
+def test_a_port_that_goes_down_is_seen_without_an_event(
+    make_node: Callable[..., Any], kernel: Kernel, tree: Tree
+) -> None:
+    """The kernel tells of no port's state and of no new name: both are looked at, and nothing is scanned for it."""
+    assert kernel.opened == 0
+    tree.rdma("mlx5_0", "devices/pci0000:80/0000:81:00.0")
+    node = make_node(root=str(tree.root))
+    node.start()
+    before = metrics.INVENTORY_RESYNCS.collect()
+    assert node.value("pci-0000-81-00-0", "rdmaPortState") == "ACTIVE"
+    tree.write("devices/pci0000:80/0000:81:00.0/infiniband/mlx5_0/ports/1/state", "1: DOWN")
+    node.until(lambda: node.value("pci-0000-81-00-0", "rdmaPortState") == "DOWN")
+    tree.unlink("class/infiniband/mlx5_0")
+    (tree.root / "devices/pci0000:80/0000:81:00.0/infiniband").rename(tree.root / "gone")
+    tree.rdma("renamed", "devices/pci0000:80/0000:81:00.0")
+    node.until(lambda: node.value("pci-0000-81-00-0", "rdmaDevice") == "renamed")
+    assert metrics.INVENTORY_RESYNCS.collect() == before
+
+
 def test_lost_rdma_events_cost_one_scan(make_node: Callable[..., Any], kernel: Kernel, tree: Tree) -> None:
     """The kernel dropped some: everything is looked at, then events count again."""
     node = make_node(root=str(tree.root))

@@ -66,15 +66,16 @@ class Tree:
         """Add an interface of software."""
         self.link(f"class/net/{name}", f"devices/virtual/net/{name}")
 
-    def rdma(self, name: str, folder: str, *, layer: str = "Ethernet", interface: str = "") -> None:
+    def rdma(self, name: str, folder: str, *, layer: str = "Ethernet", interface: str = "", ports: int = 1) -> None:
         """Add an RDMA device below a device."""
         place = f"{folder}/infiniband/{name}"
         self.link(f"class/infiniband/{name}", place)
         self.write(f"{place}/node_guid", "0002:c903:00a1:0000")
-        self.write(f"{place}/ports/1/state", "4: ACTIVE")
-        self.write(f"{place}/ports/1/phys_state", "5: LinkUp")
-        self.write(f"{place}/ports/1/link_layer", layer)
-        self.write(f"{place}/ports/1/gids/0", "fe80:0000:0000:0000:0002:c903:00a1:2b3c")
+        for port in range(1, ports + 1):
+            self.write(f"{place}/ports/{port}/state", "4: ACTIVE")
+            self.write(f"{place}/ports/{port}/phys_state", "5: LinkUp")
+            self.write(f"{place}/ports/{port}/link_layer", layer)
+            self.write(f"{place}/ports/{port}/gids/0", f"fe80:0000:0000:0000:0002:c903:00a1:2b3{'cdef'[port - 1]}")
         if interface:
             self.write(f"{place}/ports/1/gid_attrs/ndevs/0", interface)
 

@@ -11,6 +11,7 @@ from nri_dranet.inventory.attributes import RdmaFacts, SysfsFacts
 from nri_dranet.inventory.hardware import Hardware
 from nri_dranet.inventory.pcidb import PciDatabase
 from nri_dranet.netlink.model import Link
+from nri_dranet.netlink.nldev import RdmaPort
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -137,6 +138,67 @@ def test_software_interface(tree: Any, names: PciDatabase) -> None:
     assert hardware.interface(Link(index=2, name="br0", kind="bridge")) == SysfsFacts(rdma="rxe0")
     assert hardware.interface(Link(index=3, name="other", kind="tun")) == SysfsFacts()
     assert hardware.interface(Link(index=4, name="hidden")) == SysfsFacts(virtual=False)
+
+
+def test_infiniband_interface_is_found_by_the_guid_of_its_port(tree: Any, names: PciDatabase) -> None:
+    """Two RDMA devices on one function, one with two ports: the end of the hardware address tells whose it is."""
+    folder = tree.function(PF, class_code=0x020700)
+    tree.rdma("mlx5_1", folder, layer="InfiniBand", ports=2)
+    tree.rdma("mlx5_0", folder, layer="InfiniBand")
+    tree.write(f"{folder}/infiniband/mlx5_0/ports/1/gids/0", "fe80:0000:0000:0000:0002:c903:00ff:0001")
+    start = "80:00:02:08:fe:80:00:00:00:00:00:00"
+    addresses = {"ib0": "00:02:c9:03:00:a1:2b:3c", "ib1": "00:02:c9:03:00:a1:2b:3d", "ib2": "00:02:c9:03:00:ff:00:01"}
+    for name in addresses:
+        tree.interface(name, folder)
+    hardware = Hardware(tree.sysfs, names)
+    hardware.look()
+    found = {
+        name: hardware.interface(Link(index=2, name=name, type=32, address=f"{start}:{guid}")).rdma
+        for name, guid in addresses.items()
+    }
+    assert found == {"ib0": "mlx5_1", "ib1": "mlx5_1", "ib2": "mlx5_0"}
+    # An Ethernet address that ends alike is no GUID.
+    assert hardware.interface(Link(index=2, name="other", address="02:c9:03:a1:2b:3d")).rdma is None
+
+
+def test_infiniband_interface_without_a_function(tree: Any, names: PciDatabase) -> None:
+    """The GUID is enough where there is no PCI function."""
+    tree.rdma("hfi0", "devices/virtual/x", layer="InfiniBand")
+    tree.virtual("ib0")
+    hardware = Hardware(tree.sysfs, names)
+    hardware.look()
+    link = Link(index=2, name="ib0", type=32, address="80:00:02:08:fe:80:00:00:00:00:00:00:00:02:c9:03:00:a1:2b:3c")
+    assert hardware.interface(link).rdma == "hfi0"
+
+
+def test_the_kernels_word_for_a_port_counts(tree: Any, names: PciDatabase) -> None:
+    """The iWARP of software has no parent, and before Linux 6.5 no GID that names its interface: netlink tells."""
+    tree.rdma("siw0", "devices/virtual/x")
+    tree.virtual("eth1")
+    ask = [RdmaPort(device_index=0, device="siw0", port=1, netdev_index=7, netdev="eth1")]
+    hardware = Hardware(tree.sysfs, names, ask=lambda: ask)
+    hardware.look()
+    assert hardware.interface(Link(index=7, name="eth1", kind="veth")).rdma == "siw0"
+
+
+def test_several_ports(tree: Any, names: PciDatabase) -> None:
+    """One port that works is enough; the state of each counts as a change."""
+    folder = tree.function(PF)
+    tree.rdma("mlx4_0", folder, ports=2)
+    tree.write(f"{folder}/infiniband/mlx4_0/ports/1/state", "1: DOWN")
+    hardware = Hardware(tree.sysfs, names)
+    hardware.look()
+    facts = hardware.rdma_facts("mlx4_0")
+    assert facts is not None
+    assert (facts.port_state, facts.port_guid) == ("ACTIVE", "0002:c903:00a1:2b3c")
+    assert not hardware.rdma_changed()
+    tree.write(f"{folder}/infiniband/mlx4_0/ports/2/state", "2: INIT")
+    assert hardware.rdma_changed()
+    hardware.look()
+    assert not hardware.rdma_changed()
+    facts = hardware.rdma_facts("mlx4_0")
+    assert facts is not None
+    assert facts.port_state == "DOWN"
 
 
 def test_functions_that_cannot_be_used(tree: Any, names: PciDatabase) -> None:
