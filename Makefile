@@ -14,7 +14,11 @@ CONTAINERD ?= 2.4
 # A test that hangs ends the run, and its threads' stacks are shown.
 PYTEST := $(BIN)/python -m pytest -o faulthandler_timeout=240 -o faulthandler_exit_on_timeout=true
 
-.PHONY: help setup test unit node lint format protos demo bench runtime vm cluster parts image clean
+# How many pods each part of `make soak` sees, and the seed of its dice.
+PODS ?= 1000
+SEED ?= 20261124
+
+.PHONY: help setup test unit node lint format protos demo bench soak runtime vm cluster parts image clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +59,11 @@ demo: setup ## one pod from claim to running to deleted, with stand-ins for kube
 bench: setup ## the numbers: hook, prepare, start, memory
 	@hack/packages iproute2 util-linux
 	@$(BIN)/python hack/bench.py $(ARGS)
+
+soak: setup ## thousands of pods with kills, runtime restarts, outages and link flaps (an hour); SEED=7 for another course
+	@hack/packages iproute2 util-linux
+	NRI_DRANET_SOAK=$(PODS) NRI_DRANET_SOAK_SEED=$(SEED) hack/private \
+	  $(BIN)/python -m pytest -s tests/node/driver/faults/test_soak.py $(ARGS)
 
 parts: setup ## build the real containerd, runc and CNI plugins from their Go modules, once, into the user's cache
 	@hack/packages iproute2 util-linux gcc libc6-dev pkgconf libseccomp-dev
