@@ -10,7 +10,7 @@ import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from nri_dranet.attach.engine import Engine
 from nri_dranet.claims.facts import Phase
@@ -26,6 +26,9 @@ from nri_dranet.dra.registration import PluginServer, SocketError
 from nri_dranet.dra.servicer import VERSIONS, DraServicer
 from nri_dranet.dra.slice_layout import MAX_DEVICES, MAX_DEVICES_GATED
 from nri_dranet.dra.slices import SlicePublisher
+from nri_dranet.instance.handover import HandoverError, HandoverServer, path_beside
+from nri_dranet.instance.standby import stand_by
+from nri_dranet.instance.succession import NotAloneError, Succession
 from nri_dranet.inventory.inventory import Inventory
 from nri_dranet.inventory.override import NodeFilter, annotation
 from nri_dranet.inventory.state import Policy
@@ -35,6 +38,7 @@ from nri_dranet.kube.evictions import Evictor
 from nri_dranet.kube.node import NodeWatch
 from nri_dranet.kube.pods import PodCache
 from nri_dranet.netlink.namespaces import NetNs
+from nri_dranet.nri.gate import HookGate
 from nri_dranet.nri.hooks import EVENTS, Hooks
 from nri_dranet.nri.session import NriSession
 from nri_dranet.observe.pods import PodObserver
@@ -42,6 +46,7 @@ from nri_dranet.offers import Offers, held_devices, published_of
 from nri_dranet.receipt.metadata import FOLDER, MetadataFiles
 from nri_dranet.receipt.receipts import Receipts
 from nri_dranet.reconcile import words
+from nri_dranet.reconcile.hooktypes import HookError
 from nri_dranet.reconcile.keeper import Keeper
 from nri_dranet.reconcile.ports import Inlets, Outlets
 from nri_dranet.reconcile.reconciler import Reconciler
@@ -49,7 +54,6 @@ from nri_dranet.status.health_book import HealthBook
 from nri_dranet.status.wire import StatusWire
 from nri_dranet.status.writer import WORKERS, StatusWriter
 from nri_dranet.store.database import JournalError
-from nri_dranet.store.instance import InstanceLock
 from nri_dranet.store.journal import Journal
 from nri_dranet.sysfs import Sysfs
 from nri_dranet.telemetry import metrics
@@ -58,7 +62,7 @@ from nri_dranet.telemetry.logs import fields
 from nri_dranet.telemetry.threads import Threads
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from nri_dranet.claims.facts import ClaimFacts, DeviceFacts
     from nri_dranet.claims.plan import ClaimPlan, DevicePlan
@@ -91,13 +95,31 @@ THREADS: Final = (
 _FIRST_SCAN_SECONDS: Final = 10.0
 _IN_FLIGHT_SECONDS: Final = 10.0
 _IN_FLIGHT_LOOK: Final = 0.1
-_OTHER_INSTANCE_SECONDS: Final = 60.0
-_OTHER_INSTANCE_LOOK: Final = 0.05
+_LOOK: Final = 0.05
+# What kubelet, the runtime and the former instance's HTTP port are waited for while another instance is followed.
+_REGISTRATION_SECONDS: Final = 10.0
+_JOIN_SECONDS: Final = 3.0
+_PORT_SECONDS: Final = 10.0
+_HOOK_SECONDS: Final = 0.5
+# What the end is put off for an instance that is about to take over. The chart's grace period is 30.
+_SUCCESSOR_SECONDS: Final = 15.0
 _STALE_INVENTORY: Final = 3.0
 
 
 class StartError(Exception):
     """The daemon cannot start; the text says why and what to do."""
+
+
+class Part(Protocol):
+    """What works in the background."""
+
+    def start(self) -> None:
+        """Begin."""
+        ...
+
+    def stop(self) -> None:
+        """End."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +137,7 @@ class Options:
     nri_socket: Path
     nri_name: str
     nri_index: str
+    pod_uid: str
     cdi_dir: Path
     min_poll: float
     max_poll: float
@@ -132,6 +155,11 @@ class Options:
 class Driver:
     """The daemon. ``run`` is all of its life."""
 
+    _gate: HookGate
+    _plugin: PluginServer
+    _session: NriSession
+    _watching: asyncio.Task[None] | None
+
     def __init__(self, options: Options) -> None:
         """Check what can be checked before anything starts.
 
@@ -145,102 +173,170 @@ class Driver:
         self._offers = Offers(driver=options.driver_name, taints=options.device_taints)
         self._prepared_at: dict[str, float] = {}
         self._stopping = asyncio.Event()
-        self._threads = Threads(THREADS)
 
     async def run(self) -> None:
         """Run until SIGINT or SIGTERM, then stop in order.
 
+        An instance that has given its work to the next one stands by and begins anew when that ends.
+
         Raises:
             StartError: the start failed; everything that was started is stopped again.
         """
-        stopping = self._stopping
         loop = asyncio.get_running_loop()
         for sig in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(sig, stopping.set)
-        async with contextlib.AsyncExitStack() as stack:
-            try:
-                await self._start(stack)
-            except (ConfigurationError, JournalError, SocketError, OSError) as error:
-                raise StartError(str(error)) from error
-            async with asyncio.TaskGroup() as tasks:
-                watching = tasks.create_task(self._plugin.watch(), name="registration")
-                await stopping.wait()
-                LOG.info("stopping")
-                watching.cancel()
+            loop.add_signal_handler(sig, self._stopping.set)
+        while not self._stopping.is_set():
+            async with contextlib.AsyncExitStack() as stack:
+                try:
+                    await self._start(stack)
+                except (ConfigurationError, JournalError, NotAloneError, SocketError, OSError) as error:
+                    raise StartError(str(error)) from error
+                handed = await self._work()
+                LOG.info("stopping", extra=fields(handed_over=handed))
+            gc.unfreeze()
+            if handed:
+                await stand_by(self._options.journal, self._stopping)
 
     # ---- start
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
-        """Start everything; what ``stack`` holds is stopped in the reverse order."""
+        """Start everything; what ``stack`` holds is stopped in the reverse order.
+
+        Where another instance works, what needs no journal starts beside it; then its work is taken over.
+        """
         options = self._options
+        self._handed_over = False
+        self._threads = Threads(THREADS)
         self._client = KubeClient.load(options.kubeconfig)
-        await self._be_alone(stack)
         stack.callback(self._client.close)
-        self._journal = Journal(options.journal, BOOT_ID.read_text(encoding="ascii").strip())
-        stack.callback(self._journal.close)
-        self._compose()
-        self._http = HttpServer(self._address, live={"loop": lambda: ""}, ready=self._readiness())
-        await self._http.start()
-        stack.push_async_callback(self._http.stop)
+        # Each of these is stopped alone when another instance takes over.
+        self._held_open = await stack.enter_async_context(contextlib.AsyncExitStack())
+        self._recording = await stack.enter_async_context(contextlib.AsyncExitStack())
+        self._succession = Succession(options.journal, self._activate, self._stopping)
+        self._recording.callback(self._succession.close)
+        self._compose_outside()
+        first = self._succession.try_now()
+        self._serving = await stack.enter_async_context(contextlib.AsyncExitStack())
+        if first:
+            await self._serve_http()
         self._events.start()
         stack.callback(self._events.stop)
-        self._tell_journal()
-        self._health_book.note(*(words.of_record(record) for record in self._journal.records()))
-
         self._inventory.subscribe(self._slices.refresh)
         self._inventory.start()
         stack.callback(self._inventory.stop)
         if not await asyncio.to_thread(self._inventory.wait, _FIRST_SCAN_SECONDS):
             raise StartError(f"the node's interfaces could not be read within {_FIRST_SCAN_SECONDS:g} s")
-        self._observer.start()
-        stack.callback(self._keeper.namespaces.close)
-        stack.callback(self._engine.close)
-        stack.callback(self._inputs.close)
-        stack.callback(self._observer.stop)
-        for part in (self._node, self._pods, self._held, self._writer, self._slices, self._evictor, self._reconciler):
-            part.start()
-            stack.push_async_callback(asyncio.to_thread, part.stop)
+        self._background = await stack.enter_async_context(contextlib.AsyncExitStack())
         # Joined last and left last: pods that were prepared must find their hook.
+        self._joined = await stack.enter_async_context(contextlib.AsyncExitStack())
+        self._joined.push_async_callback(asyncio.to_thread, self._session.stop)
+        self._joined.push_async_callback(self._wait_for_pods_in_flight)
+        self._kubelet = await stack.enter_async_context(contextlib.AsyncExitStack())
+        self._kubelet.push_async_callback(asyncio.to_thread, self._servicer.close)
+        self._start_background(self._node, self._pods)
+        if not first:
+            await self._succeed()
+        self._start_background(self._held, self._writer, self._slices, self._evictor, self._reconciler)
         self._session.start()
-        stack.push_async_callback(asyncio.to_thread, self._session.stop)
-        stack.push_async_callback(self._wait_for_pods_in_flight)
-        stack.push_async_callback(asyncio.to_thread, self._servicer.close)
-        stack.push_async_callback(self._stop_plugin)
-        await self._plugin.start()
+        await self._serve_kubelet()
+        self._handover = HandoverServer(path_beside(options.journal), self)
+        await self._handover.start()
+        stack.push_async_callback(self._handover.stop)
         self._threads.take()
         # What the start has made lives as long as the process: a collection in a hook shall not walk it.
         gc.collect()
         gc.freeze()
 
-    async def _be_alone(self, stack: contextlib.AsyncExitStack) -> None:
-        """Wait until a former instance has ended: it finishes what it has begun, and then this one goes on from there.
+    def _start_background(self, *parts: Part) -> None:
+        for part in parts:
+            part.start()
+            self._background.push_async_callback(asyncio.to_thread, part.stop)
+
+    async def _serve_http(self, patience: float = 0.0) -> None:
+        """Serve HTTP; ``patience``: seconds for which another instance may still have the port.
 
         Raises:
-            StartError: the other one does not end.
-            OSError: the lock cannot be made.
+            OSError: the address cannot be listened on.
         """
-        lock = InstanceLock(self._options.journal)
-        stack.callback(lock.close)
-        end = time.monotonic() + _OTHER_INSTANCE_SECONDS
-        told = False
-        while not lock.take():
-            if not told:
-                told = True
-                LOG.info("waiting for another instance to end", extra=fields(process=lock.holder(), path=lock.path))
-            if self._stopping.is_set():
-                raise StartError("stopped before another instance had ended")
-            if time.monotonic() > end:
-                raise StartError(
-                    f"another instance (process {lock.holder() or 'unknown'}) still works with the journal "
-                    f"{self._options.journal}: end it, or give this one another --state-dir and --driver-name"
-                )
-            await asyncio.sleep(_OTHER_INSTANCE_LOOK)
+        http = HttpServer(self._address, live={"loop": lambda: ""}, ready=self._readiness())
+        end = time.monotonic() + patience
+        while True:
+            try:
+                await http.start()
+            except OSError:
+                if time.monotonic() > end:
+                    raise
+                await asyncio.sleep(_LOOK)
+            else:
+                self._serving.push_async_callback(http.stop)
+                return
 
-    def _compose(self) -> None:
-        """Make all parts and bring them together."""
+    async def _serve_kubelet(self) -> None:
+        """Serve on kubelet's sockets, unless that is done already.
+
+        Raises:
+            SocketError: a socket cannot be made.
+        """
+        if self._watching is not None:
+            return
+        self._kubelet.push_async_callback(self._stop_plugin)
+        await self._plugin.start()
+        self._watching = asyncio.create_task(self._plugin.watch(), name="registration")
+
+    async def _succeed(self) -> None:
+        """Take the work over from the instance that has it.
+
+        Raises:
+            NotAloneError, JournalError, SocketError, OSError: as what they are raised by says.
+        """
+        if self._options.pod_uid:
+            # kubelet calls who registered last: its calls wait here until this instance works.
+            await self._serve_kubelet()
+            await self._look_for(lambda: self._plugin.registered, _REGISTRATION_SECONDS)
+        await self._succession.wait(self._session.start)
+        await asyncio.to_thread(self._keeper.hold_namespaces)
+        await self._look_for(lambda: not self._session.problem, _JOIN_SECONDS)
+        await self._succession.confirm()
+        await self._serve_http(_PORT_SECONDS)
+
+    async def _look_for(self, what: Callable[[], bool], seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while not what() and time.monotonic() < end:
+            if self._stopping.is_set():
+                return
+            await asyncio.sleep(_LOOK)
+
+    def _activate(self) -> None:
+        """Begin to work: this instance has the lock.
+
+        Raises:
+            JournalError: the journal cannot be used.
+            OSError: the boot ID cannot be read, or there is no descriptor left.
+        """
+        self._journal = Journal(self._options.journal, BOOT_ID.read_text(encoding="ascii").strip())
+        self._recording.callback(self._journal.close)
+        self._compose()
+        self._tell_journal()
+        self._health_book.note(*(words.of_record(record) for record in self._journal.records()))
+        self._held_open.callback(self._keeper.namespaces.close)
+        self._held_open.callback(self._engine.close)
+        self._held_open.callback(self._inputs.close)
+        self._observer.start()
+        self._recording.callback(self._observer.stop)
+        self._gate.open(self._hooks)
+        self._servicer.open(self._preparer)
+
+    def _take_over(self) -> None:
+        try:
+            self._succession.take_over()
+        except HandoverError as error:
+            raise HookError(str(error)) from error
+
+    def _compose_outside(self) -> None:
+        """Make the parts that need no journal."""
         options, client = self._options, self._client
         driver, node = options.driver_name, options.node_name
-        sysfs = Sysfs()
+        self._sysfs = Sysfs()
         self._events = EventRecorder(client, driver, node)
         self._pods = PodCache(client, node)
         self._node = NodeWatch(client, node, self._node_changed)
@@ -251,14 +347,42 @@ class Driver:
             move_ib_interfaces=options.move_ib_interfaces,
             list_types=list_types,
         )
-        self._inventory = Inventory(sysfs, policy=policy, max_interval=options.max_poll)
+        self._inventory = Inventory(self._sysfs, policy=policy, max_interval=options.max_poll)
+        self._health = dra_health.HealthService()
+        self._evictor = Evictor(client)
+        self._held = HeldClaims(client, self._held_claims, self._claim_seen)
+        self._slices = SlicePublisher(
+            client,
+            driver,
+            node,
+            interval=options.min_poll,
+            burst=options.poll_burst,
+            limit=MAX_DEVICES_GATED if list_types or options.device_taints else MAX_DEVICES,
+            collect=self._entries,
+            on_node=self._node.note,
+        )
+        self._servicer = DraServicer()
+        self._watching = None
+        self._plugin = PluginServer(
+            driver,
+            options.kubelet_root_dir,
+            [*self._servicer.handlers(), *self._health.handlers()],
+            instance=options.pod_uid,
+            versions=(*VERSIONS, *dra_health.VERSIONS),
+        )
+        self._gate = HookGate(self._take_over)
+        self._session = NriSession(options.nri_socket, options.nri_name, options.nri_index, self._gate, events=EVENTS)
+
+    def _compose(self) -> None:
+        """Make the parts that need the journal, and bring all together."""
+        options, client = self._options, self._client
+        driver, node = options.driver_name, options.node_name
         self._engine = Engine(host_netns=NetNs.current())
         self._observer = PodObserver(self._observed, self._engine.look)
         # Not in the state directory: the runtime must find it under the same path, as kubelet finds the socket.
         metadata = MetadataFiles(options.kubelet_root_dir / "plugins" / driver / FOLDER, driver)
         self._receipts = receipts = Receipts(options.cdi_dir, driver, metadata)
         receipts.make_folders()
-        self._health = dra_health.HealthService()
         self._health_book = HealthBook(self._tell_health)
         self._writer = StatusWriter(StatusWire(client, driver, node), driver, self._journal, event=self._event)
         outlets = Outlets(
@@ -277,10 +401,9 @@ class Driver:
             outlets=outlets,
             inlets=Inlets(uplink=self._uplink, claims_of_pod=self._claims_of_pod),
         )
-        self._evictor = Evictor(client)
         self._reconciler = Reconciler(self._keeper, self._engine, receipts, outlets, end=self._unattached)
         hardware = Hardware(
-            sysfs, lambda: [device.link for device in self._inventory.devices() if device.link is not None]
+            self._sysfs, lambda: [device.link for device in self._inventory.devices() if device.link is not None]
         )
         self._sharing = sharing.Sharing(options.share, driver, self._journal)
         self._inputs = PlanInputs(
@@ -295,36 +418,64 @@ class Driver:
             pods=self,
             reports=Reports(facts=self._writer.submit, event=self._event),
         )
-        self._held = HeldClaims(client, self._held_claims, self._claim_seen)
-        self._slices = SlicePublisher(
-            client,
-            driver,
-            node,
-            interval=options.min_poll,
-            burst=options.poll_burst,
-            limit=MAX_DEVICES_GATED if list_types or options.device_taints else MAX_DEVICES,
-            collect=self._entries,
-            on_node=self._node.note,
-        )
-        self._servicer = DraServicer(self._preparer)
-        self._plugin = PluginServer(
-            driver,
-            options.kubelet_root_dir,
-            [*self._servicer.handlers(), *self._health.handlers()],
-            versions=(*VERSIONS, *dra_health.VERSIONS),
-        )
-        self._session = NriSession(
-            options.nri_socket, options.nri_name, options.nri_index, Hooks(self._keeper), events=EVENTS
-        )
+        self._hooks = Hooks(self._keeper)
 
     # ---- stop
 
+    async def _work(self) -> bool:
+        """Work until this instance shall end, or another one has taken over or died in that; tell whether it has.
+
+        Raises:
+            Exception: the watch over kubelet's sockets failed.
+        """
+        handed, watching = self._handover.handed, self._watching
+        stopping = asyncio.create_task(self._stopping.wait(), name="stop")
+        try:
+            ends: list[asyncio.Future[Any]] = [stopping, handed]
+            await asyncio.wait([*ends, watching] if watching else ends, return_when=asyncio.FIRST_COMPLETED)
+            if watching is not None and watching.done() and not watching.cancelled():
+                watching.result()
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if not handed.done() and self._handover.successor:
+                LOG.info("another instance waits; this one stays until that works")
+                self._handover.offer()
+                await asyncio.wait({handed}, timeout=_SUCCESSOR_SECONDS)
+            return handed.done() and handed.result()
+        finally:
+            stopping.cancel()
+
+    async def drain(self) -> None:
+        """Leave kubelet and end the work in the background (``instance.handover.Incumbent``)."""
+        await self._kubelet.aclose()
+        await self._background.aclose()
+
+    async def release(self) -> None:
+        """Let no hook run any more and free the journal.
+
+        Raises:
+            HandoverError: a hook hangs.
+        """
+        lives = self._handover.successor_lives
+        if not await asyncio.to_thread(self._gate.close, self._hooks, lives, _HOOK_SECONDS):
+            raise HandoverError("a hook still runs")
+        self._handed_over = True
+        await self._recording.aclose()
+
+    async def leave(self) -> None:
+        """Leave the runtime and the HTTP port."""
+        await self._joined.aclose()
+        await self._serving.aclose()
+
     async def _stop_plugin(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
         self._health.close()
         await self._plugin.stop()
 
     async def _wait_for_pods_in_flight(self) -> None:
         """Stay in the runtime's way until pods that were prepared a moment ago have got their devices."""
+        if self._handed_over or not self._gate.opened:
+            return
         end = time.monotonic() + _IN_FLIGHT_SECONDS
         while time.monotonic() < end:
             recent = [

@@ -22,6 +22,7 @@ DEFAULT_FILTER: Final = device_filter.DEFAULT
 _DURATION_PART: Final = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h)")
 _UNITS: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DRIVER_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
+_POD_UID: Final = re.compile(r"[A-Za-z0-9-]{1,63}")
 _INDEX: Final = re.compile(r"[0-9]{2}")
 _MAX_DRIVER_NAME: Final = 63
 _DEBUG_VERBOSITY: Final = 4
@@ -91,6 +92,17 @@ def plugin_index(text: str) -> str:
     return text
 
 
+def pod_uid(text: str) -> str:
+    """Check a pod's UID; it becomes a part of socket names.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    if text and not _POD_UID.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no pod UID: at most 63 letters, digits and hyphens")
+    return text
+
+
 def names(text: str) -> frozenset[str]:
     """Read names and patterns, separated by commas."""
     return frozenset(filter(None, (part.strip() for part in text.split(","))))
@@ -157,6 +169,13 @@ def add_run_arguments(parser: argparse._ActionsContainer, only: frozenset[str] |
         "90",
         "place among the NRI plugins: high, so that others fail before a device moves",
         plugin_index,
+    )
+    flag(
+        "pod-uid",
+        "",
+        "the daemon's own pod (downward API): two instances then have sockets of their own, and the newer one takes "
+        "over without a gap; empty: one instance, fixed sockets",
+        pod_uid,
     )
     flag(
         "device-taints",
@@ -233,6 +252,7 @@ def run_options(args: argparse.Namespace, host_name: str) -> Options:
         nri_socket=Path(args.nri_socket),
         nri_name=args.nri_plugin_name or args.driver_name,
         nri_index=args.nri_plugin_index,
+        pod_uid=args.pod_uid,
         cdi_dir=Path(args.cdi_dir),
         min_poll=args.inventory_min_poll_interval,
         max_poll=args.inventory_max_poll_interval,

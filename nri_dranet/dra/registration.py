@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import logging
 import os
+import re
 import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -44,6 +45,9 @@ _GRACE_SECONDS: Final = 10.0
 _REGISTRATION_GRACE_SECONDS: Final = 1.0
 _PROBE_SECONDS: Final = 1.0
 _MAX_MESSAGE: Final = 16 << 20
+
+_POD_UID: Final = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+"""Only sockets with a whole UID in their name are known to be this driver's own, and no other's of a longer name."""
 
 _numbers = itertools.count()
 
@@ -140,6 +144,7 @@ class PluginServer:
         except SocketError:
             await self.stop()
             raise
+        self._sweep()
 
     async def watch(self) -> None:
         """Make the sockets anew when they vanished or were not noticed; runs until it is cancelled."""
@@ -199,6 +204,17 @@ class PluginServer:
         if self._registration is None or not self._registration.is_there():
             return "it vanished"
         return "kubelet did not notice it" if unnoticed else ""
+
+    def _sweep(self) -> None:
+        """Remove the sockets of instances that are dead: kubelet would dial them for ever."""
+        folders = self.registration_socket.parent, self.endpoint.parent
+        patterns = f"{re.escape(self._driver)}(-{_POD_UID})?-reg\\.sock", f"dra(-{_POD_UID})?\\.sock"
+        for folder, pattern in zip(folders, patterns, strict=True):
+            for path in folder.iterdir():
+                if re.fullmatch(pattern, path.name) and path.is_socket() and not _listens(path):
+                    with contextlib.suppress(OSError):
+                        path.unlink()
+                        LOG.info("socket of a dead instance removed", extra=fields(path=path))
 
     async def _announce(self) -> None:
         methods = {
@@ -287,15 +303,23 @@ def _tell_former(path: Path) -> None:
         return
     if not path.is_socket():
         raise FileExistsError(f"{path} exists and is no socket: remove it")
+    if not _listens(path):
+        LOG.info("socket of a dead instance replaced", extra=fields(path=path))
+        return
+    # The former instance may still be on its way out; kubelet's next look finds the new socket.
+    LOG.warning("another instance listens on the socket; it is taken over", extra=fields(path=path))
+
+
+def _listens(path: Path) -> bool:
+    """Tell whether somebody listens on a socket."""
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe:
         probe.settimeout(_PROBE_SECONDS)
         try:
             probe.connect(str(path))
-        except OSError:
-            LOG.info("socket of a dead instance replaced", extra=fields(path=path))
-            return
-    # The former instance may still be on its way out; kubelet's next look finds the new socket.
-    LOG.warning("another instance listens on the socket; it is taken over", extra=fields(path=path))
+        except OSError as error:
+            # A full backlog is that of a live one.
+            return isinstance(error, BlockingIOError | TimeoutError)
+        return True
 
 
 def _registration_path(folder: Path, driver: str, instance: str) -> Path:

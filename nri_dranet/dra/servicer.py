@@ -9,6 +9,7 @@ failure of the call.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -38,16 +39,32 @@ VERSIONS: Final = ("v1.DRAPlugin", "v1beta1.DRAPlugin")
 _MODULES: Final[dict[str, ModuleType]] = {"v1": dra_v1_pb2, "v1beta1": dra_v1beta1_pb2}
 _WORKERS: Final = 8
 
+PATIENCE: Final = 30.0
+"""Seconds that a call waits while another instance still works."""
+
 
 class DraServicer:
     """Answers kubelet's calls. Claims are handled beside each other, each claim UID by one call at a time."""
 
-    def __init__(self, handler: ClaimHandler) -> None:
+    def __init__(self, handler: ClaimHandler | None = None, *, patience: float = PATIENCE) -> None:
+        """Prepare to answer.
+
+        Args:
+            handler: handles claims; None: calls wait for ``open``.
+            patience: seconds that a call waits for ``open``; kubelet waits 45 s for its answer.
+        """
         self._handler = handler
+        self._opened = asyncio.Event()
+        self._patience = patience
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="prepare")
         self._locks: dict[str, asyncio.Lock] = {}
         self._waiting: dict[str, int] = {}
         self._calls: set[asyncio.Future[Any]] = set()
+
+    def open(self, handler: ClaimHandler) -> None:
+        """Answer the calls, those that wait too. Belongs to the event loop."""
+        self._handler = handler
+        self._opened.set()
 
     def close(self) -> None:
         """Wait for what is being prepared and end the threads."""
@@ -87,9 +104,9 @@ class DraServicer:
         began = time.monotonic()
         refs = _refs(request)
 
-        def prepare(ref: ClaimRef) -> Any:
+        def prepare(handler: ClaimHandler, ref: ClaimRef) -> Any:
             answer = module.NodePrepareResourceResponse()
-            for device in self._handler.prepare(ref):
+            for device in handler.prepare(ref):
                 _add(answer, device, with_share=module is dra_v1_pb2)
             return answer
 
@@ -103,20 +120,21 @@ class DraServicer:
     async def _unprepare_all(self, request: Any, module: ModuleType) -> Any:
         began = time.monotonic()
         refs = _refs(request)
-        outcomes = await asyncio.gather(*(self._one(ref, self._handler.unprepare) for ref in refs))
+        outcomes = await asyncio.gather(*(self._one(ref, lambda handler, ref: handler.unprepare(ref)) for ref in refs))
         response = module.NodeUnprepareResourcesResponse()
         for ref, (_, error) in zip(refs, outcomes, strict=True):
             response.claims[ref.uid].error = error
         _count("UnprepareResourceClaims", began, failed=any(error for _, error in outcomes))
         return response
 
-    async def _one(self, ref: ClaimRef, call: Callable[[ClaimRef], T]) -> tuple[T | None, str]:
+    async def _one(self, ref: ClaimRef, call: Callable[[ClaimHandler, ClaimRef], T]) -> tuple[T | None, str]:
         """Handle one claim; return what came of it, or why it failed."""
         lock = self._locks.setdefault(ref.uid, asyncio.Lock())
         self._waiting[ref.uid] = self._waiting.get(ref.uid, 0) + 1
         try:
             async with lock:
-                return await asyncio.get_running_loop().run_in_executor(self._pool, call, ref), ""
+                handler = await self._wait_open()
+                return await asyncio.get_running_loop().run_in_executor(self._pool, call, handler, ref), ""
         except PrepareError as error:
             return None, _clean(str(error) or "refused")
         except Exception as error:  # each claim must have its answer: without one kubelet refuses those of the others
@@ -126,6 +144,22 @@ class DraServicer:
             self._waiting[ref.uid] -= 1
             if not self._waiting[ref.uid]:
                 del self._waiting[ref.uid], self._locks[ref.uid]
+
+    async def _wait_open(self) -> ClaimHandler:
+        """Return who handles claims.
+
+        Raises:
+            PrepareError: another instance still works.
+        """
+        if self._handler is None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._patience):
+                    await self._opened.wait()
+        if self._handler is None:
+            raise PrepareError(
+                f"another instance of the driver did not end within {self._patience:g} s; kubelet tries again"
+            )
+        return self._handler
 
 
 def _clean(text: str) -> str:

@@ -21,6 +21,7 @@ from nri_dranet.telemetry.logs import fields
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from nri_dranet.claims.model import PodRef
     from nri_dranet.nri.listing import Listing
     from nri_dranet.reconcile.sandboxes import SandboxRef
 
@@ -73,6 +74,10 @@ class Sandboxer(Protocol):
 
     def late(self, sandbox: SandboxRef) -> None:
         """Take back what a hook did after the runtime had been told that it failed."""
+        ...
+
+    def has_claims(self, pod: PodRef) -> bool:
+        """Tell whether a pod has a claim of this driver."""
         ...
 
 
@@ -142,6 +147,26 @@ class Hooks:
             name, pod = _event(method, payload)
             if name == "RunPodSandbox":
                 self._sandboxer.late(sandbox_of(pod))
+
+    def concerns(self, method: str, payload: bytes) -> bool:
+        """Tell whether a call starts a pod or a container that needs a device (``nri.gate.Shut``).
+
+        Args:
+            method: the method's bare name.
+            payload: the encoded request.
+
+        Raises:
+            google.protobuf.message.DecodeError: the request cannot be decoded.
+        """
+        if method == "CreateContainer":
+            pod = nri_pb2.CreateContainerRequest.FromString(payload).pod
+        elif method in {"RunPodSandbox", "StateChange"}:
+            name, pod = _event(method, payload)
+            if name != "RunPodSandbox":
+                return False
+        else:
+            return False
+        return self._sandboxer.has_claims(sandbox_of(pod).pod)
 
     def synchronize(self, listing: Listing) -> None:
         """Take the whole list of sandboxes; those that have stopped are left out.

@@ -136,7 +136,9 @@ class NriSession:
         return not self.problem
 
     def start(self) -> None:
-        """Begin to join."""
+        """Begin to join. A second call does nothing."""
+        if self._watchdog.ident is not None:
+            return
         self._watchdog.start()
         self._supervisor.start()
 

@@ -398,6 +398,19 @@ class Keeper:
         if not self.sandboxes.listed(sandbox.id):
             self.stop_sandbox(sandbox, time.monotonic() + LOCK_SECONDS)
 
+    def hold_namespaces(self) -> None:
+        """Open the namespaces of all sandboxes that hold devices, before somebody else who held them lets go."""
+        for record in self.journal.records():
+            if record.holder is not None:
+                try:
+                    self.namespaces.of(record.holder)
+                except OSError as error:
+                    LOG.warning("a namespace is not held", extra=fields(claim=record.uid, error=error))
+
+    def has_claims(self, pod: PodRef) -> bool:
+        """Tell whether a pod has a claim of this driver, from memory; the journal may be closed."""
+        return bool(self._claims_of(pod))
+
     # ---- inside
 
     def _claims_of(self, pod: PodRef) -> list[ClaimRecord]:

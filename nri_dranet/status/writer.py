@@ -195,7 +195,7 @@ class StatusWriter:
         with self._keeping:
             entry = self._enter(facts, kept=False, delay=self._prepared_delay if waits else 0.0)
             # What is in the journal must never be older than what was told: a new life would say it again.
-            if last_word or self._away or entry.row:
+            if last_word or self._away or self._stopping or entry.row:
                 self._keep(entry)
 
     def observed(self, ref: ClaimRef, claim: Mapping[str, Any] | None) -> None:

@@ -105,6 +105,7 @@ class Stage:
         self._filter = filter_expression
         self._flags = list(flags)
         self._daemon: subprocess.Popen[bytes] | None = None
+        self._former: subprocess.Popen[bytes] | None = None
         self._uids = itertools.count(1)
         self._pods: list[StagedPod] = []
 
@@ -121,8 +122,9 @@ class Stage:
 
     def close(self) -> None:
         """End everything that was started."""
-        with contextlib.suppress(StageError):
-            self.stop_daemon()
+        for stop in (self.stop_former, self.stop_daemon):
+            with contextlib.suppress(StageError):
+                stop()
         for pod in self._pods:
             pod.process.kill()
             pod.process.wait()
@@ -132,8 +134,21 @@ class Stage:
 
     # ---- the daemon
 
-    def start_daemon(self) -> None:
-        """Start the daemon; it has not joined anybody yet when this returns."""
+    def start_successor(self, *flags: str) -> None:
+        """Start another daemon beside the one that runs, which is the former one from now on.
+
+        Args:
+            flags: more flags of the new one.
+        """
+        self._former = self._daemon
+        self.start_daemon(*flags)
+
+    def start_daemon(self, *flags: str) -> None:
+        """Start the daemon; it has not joined anybody yet when this returns.
+
+        Args:
+            flags: more flags, for this start alone.
+        """
         command = [
             sys.executable,
             "-m",
@@ -148,6 +163,7 @@ class Stage:
             f"--bind-address=127.0.0.1:{self._port}",
             "--v=4",
             *self._flags,
+            *flags,
         ]
         with self.log.open("ab") as log:
             self._daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -177,6 +193,18 @@ class Stage:
             StageError: it did not end; it is killed then.
         """
         daemon, self._daemon = self._daemon, None
+        return self._end(daemon, sig)
+
+    def stop_former(self, sig: signal.Signals = signal.SIGTERM) -> int | None:
+        """End the former daemon, as ``stop_daemon`` does.
+
+        Raises:
+            StageError: it did not end; it is killed then.
+        """
+        daemon, self._former = self._former, None
+        return self._end(daemon, sig)
+
+    def _end(self, daemon: subprocess.Popen[bytes] | None, sig: signal.Signals) -> int | None:
         if daemon is None:
             return None
         daemon.send_signal(sig)

@@ -49,9 +49,9 @@ def device(ref: ClaimRef) -> PreparedDevice:
 class Rig:
     """A plugin and the kubelet that calls it."""
 
-    def __init__(self, loop: Any, root: Path, versions: Sequence[str]) -> None:
+    def __init__(self, loop: Any, root: Path, versions: Sequence[str], *, patience: float | None = None) -> None:
         self.handler = Handler()
-        self.servicer = DraServicer(self.handler)
+        self.servicer = DraServicer(self.handler) if patience is None else DraServicer(patience=patience)
         loop.serve(PluginServer("dra.net", root, self.servicer.handlers()))
         self.kubelet = KubeletStandIn(root / "plugins_registry", driver="dra.net", versions=versions)
         self.kubelet.start()
@@ -63,8 +63,8 @@ def make_rig(loop: Any, root: Path) -> Iterator[Callable[..., Rig]]:
     """Give a function that starts a plugin and a kubelet."""
     made: list[Rig] = []
 
-    def make(*versions: str) -> Rig:
-        made.append(Rig(loop, root, versions or ("v1", "v1beta1")))
+    def make(*versions: str, patience: float | None = None) -> Rig:
+        made.append(Rig(loop, root, versions or ("v1", "v1beta1"), patience=patience))
         return made[-1]
 
     yield make
@@ -192,3 +192,29 @@ def test_each_call_is_counted_once(make_rig: Callable[..., Rig]) -> None:
     assert answers["uid-b"]["error"] == "refused"
     assert (count("success") - before[0], count("failed") - before[1]) == (1, 1)
     assert metrics.DRA_LATENCY.labels("PrepareResourceClaims")._sum.get() > 0
+
+
+def test_calls_wait_until_this_instance_works(make_rig: Callable[..., Rig], loop: Any) -> None:
+    """Kubelet calls an instance that has not taken over yet: the answer comes when it has."""
+    rig = make_rig(patience=PATIENCE)
+    answers: list[Any] = []
+    calls = [
+        threading.Thread(target=lambda method=method: answers.append(method([A])))
+        for method in (rig.kubelet.prepare, rig.kubelet.unprepare)
+    ]
+    for call in calls:
+        call.start()
+
+    async def begin() -> None:
+        rig.servicer.open(rig.handler)
+
+    loop.run(begin())
+    for call in calls:
+        call.join()
+    assert [answer["uid-a"]["error"] for answer in answers] == ["", ""]
+
+
+def test_a_call_does_not_wait_for_ever(make_rig: Callable[..., Rig]) -> None:
+    """The other instance does not end: the claim is told why, and kubelet tries again."""
+    (answer,) = make_rig(patience=0.0).kubelet.prepare([A]).values()
+    assert "another instance of the driver did not end" in answer["error"]

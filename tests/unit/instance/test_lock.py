@@ -8,7 +8,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from nri_dranet.store.instance import InstanceLock
+from nri_dranet.instance.lock import InstanceLock
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +32,7 @@ def test_it_ends_with_its_process(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from nri_dranet.store.instance import InstanceLock\n"
+        "from nri_dranet.instance.lock import InstanceLock\n"
         "assert InstanceLock(Path(sys.argv[1])).take()\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
