@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hack.cri import CriClient
     from hack.node import Node
     from nri_dranet.reconcile.hooktypes import Adjustment, ContainerRef
+    from nri_dranet.claims.model import PodRef
     from nri_dranet.reconcile.sandboxes import SandboxRef
 
 SLEEP = ("sleep", "3600")
@@ -66,6 +67,10 @@ class Recorder:
     def late(self, sandbox: SandboxRef) -> None:
         """Take nothing back."""
         self.seen.append(("late", sandbox))
+
+    def has_claims(self, pod: PodRef) -> bool:
+        """Say yes of a pod by its name."""
+        return pod.name == "with-claim"
 
     def steps(self, name: str) -> list[str]:
         """Return what came for a pod."""

@@ -70,6 +70,10 @@ class Recorder:
         """Note the call."""
         self._note("late", sandbox)
 
+    def has_claims(self, pod: PodRef) -> bool:
+        """Say yes of a pod by its name."""
+        return pod.name == "with-claim"
+
 
 def pod(*, network: str = NETNS, pid: int = 7, name: str = "s1") -> nri_pb2.PodSandbox:
     """Return a sandbox as the runtime tells it."""
@@ -328,3 +332,24 @@ def test_no_bytes_make_a_hook_fail_otherwise(method: str, payload: bytes) -> Non
         assert Hooks(Recorder()).call(method, payload, DEADLINE) is not None
     except DecodeError:
         return
+
+
+@pytest.mark.parametrize("name", ["with-claim", "without"])
+def test_what_a_pod_with_a_claim_depends_on_is_known_without_a_journal(name: str) -> None:
+    """Its start and its containers, in both forms; not its end, and nothing of other pods."""
+    sandbox = pod()
+    sandbox.name = name
+    hooks = Hooks(Recorder())
+    starts = {
+        "RunPodSandbox": nri_pb2.RunPodSandboxRequest(pod=sandbox),
+        "CreateContainer": nri_pb2.CreateContainerRequest(pod=sandbox),
+        "StateChange": nri_pb2.StateChangeEvent(event=nri_pb2.RUN_POD_SANDBOX, pod=sandbox),
+    }
+    ends = {
+        "StopPodSandbox": nri_pb2.StopPodSandboxRequest(pod=sandbox),
+        "StateChange": nri_pb2.StateChangeEvent(event=nri_pb2.STOP_POD_SANDBOX, pod=sandbox),
+    }
+    for method, request in starts.items():
+        assert hooks.concerns(method, request.SerializeToString()) is (name == "with-claim")
+    for method, request in ends.items():
+        assert not hooks.concerns(method, request.SerializeToString())

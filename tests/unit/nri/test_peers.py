@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from nri_dranet.reconcile.hooktypes import Adjustment, ContainerRef
+    from nri_dranet.claims.model import PodRef
     from nri_dranet.reconcile.sandboxes import SandboxRef
 
 PATIENCE = 20.0
@@ -53,6 +54,10 @@ class NoDevices:
 
     def late(self, sandbox: SandboxRef) -> None:
         """Take nothing back."""
+
+    def has_claims(self, pod: PodRef) -> bool:
+        """Say yes of a pod by its name."""
+        return pod.name == "with-claim"
 
 
 @pytest.fixture

@@ -90,6 +90,10 @@ class Recorder:
         """Note the call."""
         self._note("late", sandbox)
 
+    def has_claims(self, pod: PodRef) -> bool:
+        """Say yes of a pod by its name."""
+        return pod.name == "with-claim"
+
 
 @pytest.fixture
 def path() -> Iterator[Path]:
