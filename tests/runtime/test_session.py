@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from hack.cri import CriClient
     from hack.node import Node
-    from nri_dranet.reconcile.hooktypes import Adjustment, ContainerRef
     from nri_dranet.claims.model import PodRef
+    from nri_dranet.reconcile.hooktypes import Adjustment, ContainerRef
     from nri_dranet.reconcile.sandboxes import SandboxRef
 
 SLEEP = ("sleep", "3600")

@@ -21,8 +21,8 @@ from nri_dranet.ttrpc.mux import PLUGIN_CONNECTION, RUNTIME_CONNECTION, Demultip
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from nri_dranet.reconcile.hooktypes import Adjustment, ContainerRef
     from nri_dranet.claims.model import PodRef
+    from nri_dranet.reconcile.hooktypes import Adjustment, ContainerRef
     from nri_dranet.reconcile.sandboxes import SandboxRef
 
 PATIENCE = 20.0
