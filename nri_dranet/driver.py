@@ -147,6 +147,7 @@ class Options:
     deny: frozenset[str]
     device_taints: str
     end_unattached_pods: bool
+    lift_memlock: bool
     feature_gates: dict[str, bool]
     log_level: str
     log_format: str
@@ -400,6 +401,7 @@ class Driver:
             receipts=receipts,
             outlets=outlets,
             inlets=Inlets(uplink=self._uplink, claims_of_pod=self._claims_of_pod),
+            lift_memlock=options.lift_memlock,
         )
         self._reconciler = Reconciler(self._keeper, self._engine, receipts, outlets, end=self._unattached)
         hardware = Hardware(

@@ -113,6 +113,9 @@ class CharDevice:
         return f"/dev/infiniband/{self.name}"
 
 
+_CHAR_CLASSES: Final = ("infiniband_verbs", "infiniband_mad")
+
+
 def pci_address_in(path: str) -> str | None:
     """Give the PCI function that is nearest above a device: the last component of its path that is a PCI address."""
     return next((part for part in reversed(path.split("/")) if _PCI_ADDRESS.match(part)), None)
@@ -324,15 +327,18 @@ class Sysfs:
 
         The classes are shown in every namespace, so that this works while the RDMA device is in a pod.
         """
-        found: list[CharDevice | None] = []
-        for group in ("infiniband_verbs", "infiniband_mad"):
-            found += [
-                self._char_device(f"class/{group}/{entry}", entry)
-                for entry in self.listing(f"class/{group}")
-                if self.read_text(f"class/{group}/{entry}/ibdev") == name
-            ]
-        found.append(self._char_device("class/misc/rdma_cm", "rdma_cm"))
+        entries = [entry for group in _CHAR_CLASSES for entry in self.listing(f"class/{group}")]
+        found = (self.rdma_char_device(name, entry) for entry in (*entries, "rdma_cm"))
         return tuple(one for one in found if one)
+
+    def rdma_char_device(self, name: str, entry: str) -> CharDevice | None:
+        """Give the character device ``entry`` if it is one of the RDMA device's, else None."""
+        if entry == "rdma_cm":
+            return self._char_device("class/misc/rdma_cm", entry)
+        group = _CHAR_CLASSES[0] if entry.startswith("uverbs") else _CHAR_CLASSES[1]
+        if not _plain(entry) or self.read_text(f"class/{group}/{entry}/ibdev") != name:
+            return None
+        return self._char_device(f"class/{group}/{entry}", entry)
 
     def _char_device(self, folder: str, name: str) -> CharDevice | None:
         major, colon, minor = (self.read_text(f"{folder}/dev") or "").partition(":")

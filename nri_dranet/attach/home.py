@@ -65,17 +65,20 @@ class Homeward:
             NetlinkError: the kernel does not answer.
         """
         problems: list[str] = []
+        renamed = ""
         if plan.rdma is not None and plan.kind is not DeviceKind.ADMIN:
             # Before the interface: some drivers make theirs anew when the RDMA device arrives.
             try:
-                rdma.leave(plan.rdma, self._netns, self._pod_netns)
+                renamed = rdma.leave(plan.rdma, self._netns, self._pod_netns)
             except NoRdmaError as error:
                 if plan.rdma.exclusive:
                     problems.append(f"the RDMA device {plan.rdma.link} cannot be brought home: {error}")
             except OSError as error:
                 problems.append(f"the RDMA device {plan.rdma.link} cannot be brought home: {error}")
+        home = not problems
+        problems += [renamed] if renamed else []
         if plan.host is None or plan.kind in _STILL:
-            return not problems, problems
+            return home, problems
         arrived, more = self._interface(plan, plan.host, index)
         return arrived, problems + more
 

@@ -59,36 +59,46 @@ def enter(plan: RdmaPlan, host: NetNs, pod: NetNs) -> None:
         NoRdmaError: this kernel has no RDMA.
         OSError: no socket can be made.
     """
-    with RdmaSocket(host) as there:
-        device = _find(there, plan)
-        if device is not None:
+    found = _search(plan, host, pod)
+    if found is None:
+        raise NetlinkError(errno.ENODEV, f"find the RDMA device {plan.link}")
+    place, device = found
+    if place is host:
+        with RdmaSocket(host) as there:
             there.move(device.index, pod)
-            return
-    with RdmaSocket(pod) as there:
-        _must_find(there, plan)
 
 
-def leave(plan: RdmaPlan, host: NetNs, pod: NetNs | None) -> None:
+def leave(plan: RdmaPlan, host: NetNs, pod: NetNs | None) -> str:
     """Move an RDMA device home, from where it was renamed under its own name; one that the host sees stays.
 
     In shared mode that is every one. One that cannot be found is missed only if it was to be moved: a software device
     ends with the move of its interface.
 
+    Returns:
+        What could not be restored, "" for nothing: another device has its name meanwhile.
+
     Raises:
         as ``enter``.
     """
-    with RdmaSocket(host) as there:
-        device = _find(there, plan)
-        if device is None and pod is not None:
-            with RdmaSocket(pod) as away:
-                found = _must_find(away, plan) if plan.exclusive else _find(away, plan)
-                if found is not None:
-                    away.move(found.index, host)
-                    device = _find(there, plan)
-        if device is None and plan.exclusive:
+    found = _search(plan, host, pod)
+    if found is None:
+        if plan.exclusive:
             raise NetlinkError(errno.ENODEV, f"find the RDMA device {plan.link} on the host")
-        if device is not None and device.name != plan.link:
+        return ""
+    place, device = found
+    if place is not host:
+        with RdmaSocket(place) as away:
+            away.move(device.index, host)
+    if device.name == plan.link:
+        return ""
+    with RdmaSocket(host) as there:
+        try:
             there.rename(device.index, plan.link)
+        except NetlinkError as error:
+            if error.errno != errno.EEXIST:
+                raise
+            return f"its RDMA device {plan.link} is called {device.name} now: another one has taken its name"
+    return ""
 
 
 def observe(plan: RdmaPlan, host: NetNs, pod: NetNs | None, sysfs: Sysfs | None = None) -> ObservedRdma:
@@ -98,37 +108,69 @@ def observe(plan: RdmaPlan, host: NetNs, pod: NetNs | None, sysfs: Sysfs | None 
         plan: the RDMA device.
         host: the host's namespace.
         pod: the pod's, None if that is gone.
-        sysfs: where the character devices of a device that has moved are told.
+        sysfs: where its character devices are told.
 
     Raises:
         NetlinkError: the kernel refuses to tell.
         NoRdmaError: this kernel has no RDMA.
         OSError: no socket can be made.
     """
-    for netns in (pod, host):
-        if netns is None:
+    found = _search(plan, pod, host)
+    if found is None:
+        return ObservedRdma(link=plan.link)
+    place, device = found
+    with RdmaSocket(place) as there:
+        port = _best(there.ports(device.index))
+    return ObservedRdma(
+        link=plan.link,
+        in_pod=place is pod,
+        port_state=port.state if port else "",
+        physical_state=port.physical_state if port else "",
+        char_devices=_char_devices(plan, device.name, sysfs or Sysfs()),
+    )
+
+
+def _search(plan: RdmaPlan, *places: NetNs | None) -> tuple[NetNs, RdmaDevice] | None:
+    """Find an RDMA device in the first namespace that has it.
+
+    It is the one with its name and GUID, else the one with its GUID, which was renamed; at last the one with
+    its name, whose GUID was set anew. Another device may have taken a name that was given up.
+    """
+    seen: list[tuple[NetNs, list[RdmaDevice]]] = []
+    for place in places:
+        if place is None:
             continue
-        with RdmaSocket(netns) as there:
-            device = _find(there, plan)
-            if device is not None:
-                port = _best(there.ports(device.index))
-                moved = plan.exclusive and netns is pod
-                return ObservedRdma(
-                    link=plan.link,
-                    in_pod=netns is pod,
-                    port_state=port.state if port else "",
-                    physical_state=port.physical_state if port else "",
-                    char_devices=_char_devices(plan, device.name, sysfs or Sysfs()) if moved else (),
-                )
-    return ObservedRdma(link=plan.link)
+        with RdmaSocket(place) as there:
+            devices = there.devices()
+        for device in devices:
+            if device.name == plan.link and device.node_guid == (plan.node_guid or device.node_guid):
+                return place, device
+        seen.append((place, devices))
+    if plan.node_guid:
+        for place, devices in seen:
+            alike = [device for device in devices if device.node_guid == plan.node_guid]
+            if len(alike) == 1:
+                return place, alike[0]
+    named = ((place, device) for place, devices in seen for device in devices if device.name == plan.link)
+    return next(named, None)
 
 
 def _char_devices(plan: RdmaPlan, name: str, sysfs: Sysfs) -> tuple[CharDevice, ...]:
-    """Give the character devices as they are numbered now; mode and owner are those of the former node of the kind."""
+    """Give the character devices as they are numbered now; mode and owner are those of the former node of the kind.
+
+    All are looked for only if one is another's now: that costs as much as the node has RDMA devices.
+    """
+    if plan.char_devices and all(_is_still(one, name, sysfs) for one in plan.char_devices):
+        return plan.char_devices
     former = {_kind(one.path): one for one in plan.char_devices}
     return tuple(
         _node(one.path, one.major, one.minor, former.get(_kind(one.path))) for one in sysfs.rdma_char_devices(name)
     )
+
+
+def _is_still(node: CharDevice, name: str, sysfs: Sysfs) -> bool:
+    now = sysfs.rdma_char_device(name, node.path.rpartition("/")[2])
+    return now is not None and (now.major, now.minor) == (node.major, node.minor)
 
 
 def _node(path: str, major: int, minor: int, former: CharDevice | None) -> CharDevice:
@@ -146,22 +188,6 @@ def _node(path: str, major: int, minor: int, former: CharDevice | None) -> CharD
 
 def _kind(path: str) -> str:
     return path.rpartition("/")[2].rstrip(_DIGITS)
-
-
-def _find(there: RdmaSocket, plan: RdmaPlan) -> RdmaDevice | None:
-    """Find a device by its name; one that was renamed by its GUID, if no other there has the same."""
-    device = there.device(plan.link)
-    if device is not None or not plan.node_guid:
-        return device
-    alike = [one for one in there.devices() if one.node_guid == plan.node_guid]
-    return alike[0] if len(alike) == 1 else None
-
-
-def _must_find(there: RdmaSocket, plan: RdmaPlan) -> RdmaDevice:
-    device = _find(there, plan)
-    if device is None:
-        raise NetlinkError(errno.ENODEV, f"find the RDMA device {plan.link}")
-    return device
 
 
 def _best(ports: list[RdmaPort]) -> RdmaPort | None:

@@ -88,6 +88,7 @@ class Transaction:
         self._namespace_undo: list[Request] = []
         self._namespace_sysctls: dict[str, str] = {}
         self._made_vrfs: list[VrfPlan] = []
+        self._switched: set[str] = set()
         self._current = ""
         self._step = ""
 
@@ -99,7 +100,8 @@ class Transaction:
         """
         try:
             self._step = "read the RDMA mode"
-            plans = [rdma.as_it_is(plan, self._host_netns) for plan in plans]
+            prepared, plans = plans, [rdma.as_it_is(plan, self._host_netns) for plan in plans]
+            self._switched = {now.label for now, then in zip(plans, prepared, strict=True) if now is not then}
             surveys = self._survey(plans)
             return tuple(self._attach(plan, survey) for plan, survey in zip(plans, surveys, strict=True))
         except AttachError as error:
@@ -243,7 +245,9 @@ class Transaction:
                 errno.EBUSY: "a process on the host uses it",
                 errno.EOPNOTSUPP: "its driver cannot be moved, or the node is in shared mode (rdma system show)",
             }.get(error.errno or 0, "")
-            raise self._refused(plan, error, "RDMAMoveFailed", advice) from error
+            if plan.label in self._switched:
+                advice += "; the node was switched to exclusive mode after the claim was prepared"
+            raise self._refused(plan, error, "RDMAMoveFailed", advice.removeprefix("; ")) from error
 
     def _bring(self, plan: DevicePlan, survey: _Survey) -> ObservedInterface:
         vrf = self._vrf(survey)

@@ -58,7 +58,7 @@ class ObservedInterface:
 class ObservedRdma:
     """The RDMA link as the kernel shows it: name, whether it is in the pod's namespace, and its port's state.
 
-    ``char_devices`` are told where the link has moved: numbers may change then, and those of the plan are old.
+    ``char_devices`` have the numbers of now, which may be others than those of the plan.
     """
 
     link: str

@@ -190,6 +190,12 @@ def add_run_arguments(parser: argparse._ActionsContainer, only: frozenset[str] |
         "true: a pod that runs without its device, and cannot get it late, is evicted through the API",
         boolean,
     )
+    flag(
+        "lift-memlock",
+        "true",
+        "false: containers of pods with an RDMA device keep their limit of locked memory (RLIMIT_MEMLOCK)",
+        boolean,
+    )
     flag("state-dir", "", "where the journal is; empty: plugins/DRIVER in --kubelet-root-dir")
     flag("cdi-dir", "/var/run/cdi", "folder in which the container runtime looks for CDI files")
     flag("log-level", "", "debug, info, warning or error")
@@ -262,6 +268,7 @@ def run_options(args: argparse.Namespace, host_name: str) -> Options:
         deny=args.deny_interfaces,
         device_taints=args.device_taints,
         end_unattached_pods=args.end_unattached_pods,
+        lift_memlock=args.lift_memlock,
         feature_gates=args.feature_gates,
         log_level=args.log_level or ("debug" if args.v >= _DEBUG_VERBOSITY else "info"),
         log_format=args.log_format,

@@ -206,6 +206,7 @@ class Hooks:
             id=request.container.id,
             name=request.container.name,
             cdi_devices=tuple(device.name for device in request.container.CDI_devices) or None,
+            devices=frozenset((device.major, device.minor) for device in request.container.linux.devices),
         )
         sandbox = sandbox_of(request.pod)
 

@@ -69,6 +69,7 @@ class Keeper:
         receipts: Receipts,
         outlets: Outlets,
         inlets: Inlets,
+        lift_memlock: bool = True,
     ) -> None:
         self.journal = journal
         self.sandboxes = Sandboxes()
@@ -80,6 +81,7 @@ class Keeper:
         self._receipts = receipts
         self._outlets = outlets
         self._inlets = inlets
+        self._lift_memlock = lift_memlock
         # Held while facts are read and told, so that the last that is told is the last that is recorded.
         self._telling = threading.RLock()
         self.returns = Returns(
@@ -273,14 +275,15 @@ class Keeper:
                     f"container {container.name}: device {words.devices_text(record.plan)} of claim {record.ref.name} "
                     f"is not attached to pod {sandbox.pod}{': ' + reason if reason else ''}"
                 )
-        nodes = [
-            node
+        nodes = {
+            node.path: node
             for record in records
-            if not record.plan.listed_by
-            for _, node in words.char_devices(record.plan, record.facts)
-        ]
-        rdma = any(device.rdma is not None for record in records for device in record.plan.devices)
-        return Adjustment(devices=tuple(nodes), memlock=rdma) if nodes or rdma else None
+            for node in words.nodes_for(record.plan, record.facts, container.name)
+            # The receipt has brought it: a container gets nothing twice.
+            if (node.major, node.minor) not in container.devices
+        }
+        memlock = self._lift_memlock and any(device.rdma for record in records for device in record.plan.devices)
+        return Adjustment(devices=tuple(nodes.values()), memlock=memlock) if nodes or memlock else None
 
     def stop_sandbox(self, sandbox: SandboxRef, deadline: float) -> bool:
         """Give back the devices of a sandbox that stops; True when it had any. Never raises."""
@@ -346,6 +349,9 @@ class Keeper:
         except Exception as error:  # whatever failed, the devices come home before the pod is refused
             raise self._take_back(records, sandbox.pod, error) from error
         metrics.ATTACHES.labels("attached", "").inc(len(plans))
+        for text in words.mode_changes(plans, facts):
+            LOG.warning("RDMA mode switched", extra=fields(pod=sandbox.pod, what=text))
+            self._outlets.event(sandbox.pod, "RDMAModeSwitched", text, True)
         for record in records:
             self.watch(record, netns)
             self.tell(record)

@@ -62,6 +62,34 @@ def char_devices(plan: ClaimPlan, facts: Iterable[DeviceFacts]) -> list[tuple[st
     ]
 
 
+def nodes_for(plan: ClaimPlan, facts: Iterable[DeviceFacts], container: str) -> list[CharDevice]:
+    """Return the character devices of a claim that a container is to have.
+
+    Where no container of the pod lists the claim all get them; else those that do, for the requests that they name ("":
+    all). The receipt brings them to these: unless the runtime has no CDI.
+    """
+    listed = plan.listed_by.get(container, ()) if plan.listed_by else ("",)
+    wanted = {
+        device.receipt_id for device in plan.devices if not {"", device.request, device.main_request}.isdisjoint(listed)
+    }
+    return [node for owner, node in char_devices(plan, facts) if owner in wanted]
+
+
+def mode_changes(plans: Iterable[DevicePlan], facts: Iterable[DeviceFacts]) -> list[str]:
+    """Return a sentence for each RDMA device that was attached in another mode than it was prepared for."""
+    exclusive = {fact.key: fact.exclusive_rdma for fact in facts}
+    found = []
+    for device in plans:
+        if device.rdma is None or exclusive.get(device.key, device.rdma.exclusive) == device.rdma.exclusive:
+            continue
+        now, what = ("shared", "stays on the node") if device.rdma.exclusive else ("exclusive", "moved into the pod")
+        found.append(
+            f"the node's RDMA mode was switched to {now} after device {device.label} was prepared: "
+            f"its RDMA device {device.rdma.link} {what}"
+        )
+    return found
+
+
 def devices_text(plan: ClaimPlan) -> str:
     """Return the devices of a claim for a sentence."""
     return ", ".join(device.label for device in plan.devices)

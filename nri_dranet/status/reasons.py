@@ -91,6 +91,7 @@ EVENTS: Final[dict[str, str]] = {
     "RecordQuarantined": "the node's record of a claim could not be read and was set aside",
     "FilterRefused": "the annotation of the node is no filter expression; the filter that counted before counts on",
     "JournalDamaged": "the node's journal could not be read, or not all of it; claims were restored from copies",
+    "RDMAModeSwitched": "the node's RDMA mode was switched between Prepare and attach",
     "PodEvicted": "the pod ran without its device and could not get it late (--end-unattached-pods)",
     "StatusNotWritable": "the API server refuses every change of the claim's status; the message says why",
 }

@@ -67,6 +67,10 @@ class Node:
         shown = self.stage.devices()[device]["attributes"]
         return {name.removeprefix("dra.net/"): next(iter(value.values())) for name, value in shown.items()}
 
+    def taints(self, device: str) -> str:
+        """Return the taints of a published device."""
+        return ", ".join(taint["key"] for taint in self.stage.devices()[device].get("taints") or [])
+
     # what kubelet and the runtime do
 
     def prepared(self, *devices: str, config: dict[str, Any] | None = None, **options: Any) -> StagedPod:
@@ -108,6 +112,11 @@ class Node:
         (answer,) = self.stage.unprepare(pod).values()
         assert not answer["error"], answer["error"]
         self.stage.api.release("default", pod.claims[0], uid=pod.uid)
+
+    def restart(self) -> None:
+        """Start the daemon after it was killed."""
+        self.stage.start_daemon()
+        self.stage.wait_ready()
 
     def close(self) -> None:
         """End what a test left."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,9 +12,13 @@ from nri_dranet.attach import rdma
 from nri_dranet.attach.errors import AttachError
 from nri_dranet.attach.home import Homeward
 from nri_dranet.attach.transaction import Transaction
-from nri_dranet.claims.plan import DeviceKind, RdmaPlan
+from nri_dranet.claims.plan import CharDevice, DeviceKind, RdmaPlan
 from nri_dranet.netlink.codec import NetlinkError
 from nri_dranet.netlink.nldev import NetnsMode, NoRdmaError, RdmaDevice, RdmaPort
+from nri_dranet.sysfs import Sysfs
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PLAN = RdmaPlan(link="mlx5_0", exclusive=True)
 
@@ -43,9 +47,6 @@ class Fabric:
             def __exit__(self, *_: object) -> None:
                 pass
 
-            def device(self, name: str) -> RdmaDevice | None:
-                return next((one for one in self.devices() if one.name == name), None)
-
             def devices(self) -> list[RdmaDevice]:
                 return [
                     RdmaDevice(index=4, name=one, node_guid=fabric.guids.get(one, "0200:0000:0000:0001"))
@@ -57,6 +58,8 @@ class Fabric:
 
             def rename(self, index: int, name: str) -> None:
                 assert index == 4
+                if name in fabric.where["host"]:
+                    raise NetlinkError(errno.EEXIST, "rename")
                 fabric.where[netns].remove("mine")
                 fabric.where[netns].append(name)
 
@@ -119,6 +122,32 @@ def test_device_that_the_pod_renamed(fabric: Fabric) -> None:
     assert fabric.where == {"host": ["mlx5_1", "mlx5_0"], "pod": []}
 
 
+def test_name_that_another_device_has_taken(make: Any, fabric: Fabric) -> None:
+    """A device of its name and another GUID is not it: it comes home under the name that it has, and that is told."""
+    plan = replace(PLAN, node_guid="0200:0000:0000:0001")
+    rdma.enter(plan, HOST, POD)
+    fabric.where["pod"] = ["mine"]
+    fabric.where["host"].append("mlx5_0")
+    fabric.guids["mlx5_0"] = "0200:0000:0000:0009"
+    assert rdma.observe(plan, HOST, POD).in_pod
+    device = replace(make.plan(kind=DeviceKind.RDMA, rdma=plan), host=None, pod=None)
+    nothing: Any = None
+    arrived, problems = Homeward(nothing, HOST, nothing, pod_netns=POD).give_back(device)
+    assert arrived
+    assert problems == ["its RDMA device mlx5_0 is called mine now: another one has taken its name"]
+    assert fabric.where == {"host": ["mlx5_1", "mlx5_0", "mine"], "pod": []}
+
+
+def test_guid_that_was_set_anew(fabric: Fabric) -> None:
+    """A device of its name is it if no other has its GUID."""
+    plan = replace(PLAN, node_guid="0200:0000:0000:0001")
+    fabric.guids["mlx5_0"] = "0200:0000:0000:0009"
+    rdma.enter(plan, HOST, POD)
+    assert fabric.where["pod"] == ["mlx5_0"]
+    assert rdma.leave(plan, HOST, POD) == ""
+    assert "mlx5_0" in fabric.where["host"]
+
+
 def test_mode_that_was_switched_after_prepare(make: Any, fabric: Fabric) -> None:
     """The mode of now decides, both ways, and the facts say which it was."""
     prepared = replace(make.plan(kind=DeviceKind.RDMA, rdma=RdmaPlan(link="mlx5_0")), host=None, pod=None)
@@ -170,6 +199,32 @@ def test_shared_device_stays(make: Any, fabric: Fabric) -> None:
     (fact,) = _attach(plan)
     assert fact.rdma.port_state == "ACTIVE"
     assert "mlx5_0" in fabric.where["host"]
+
+
+def test_refused_move_after_a_switch_of_the_mode(make: Any, fabric: Fabric) -> None:
+    """Prepared in shared mode, the device's driver cannot move: the error says why it had to."""
+    fabric.refusal = errno.EOPNOTSUPP
+    plan = replace(make.plan(kind=DeviceKind.RDMA, rdma=RdmaPlan(link="mlx5_0")), host=None, pod=None)
+    with pytest.raises(AttachError, match="switched to exclusive mode after the claim was prepared"):
+        _attach(plan)
+
+
+def test_character_devices_are_looked_for_only_when_one_is_anothers(tmp_path: Path, fabric: Fabric) -> None:
+    """In both modes they have the numbers of now, and the mode and owner of before."""
+    verbs = tmp_path / "class/infiniband_verbs"
+    for entry, device, number in (("uverbs0", "mlx5_0", 192), ("uverbs1", "mlx5_1", 193)):
+        (verbs / entry).mkdir(parents=True)
+        (verbs / entry / "ibdev").write_text(device)
+        (verbs / entry / "dev").write_text(f"231:{number}")
+    node = CharDevice(path="/dev/infiniband/uverbs0", major=231, minor=192, mode=0o666, uid=7)
+    plan = replace(PLAN, exclusive=False, char_devices=(node,))
+    sysfs = Sysfs(tmp_path)
+    assert rdma.observe(plan, HOST, POD, sysfs).char_devices == (node,)
+    (verbs / "uverbs0/ibdev").write_text("mlx5_1")
+    (verbs / "uverbs1/ibdev").write_text("mlx5_0")
+    fabric.where = {"host": ["mlx5_1"], "pod": ["mlx5_0"]}
+    moved = replace(node, path="/dev/infiniband/uverbs1", minor=193)
+    assert rdma.observe(plan, HOST, POD, sysfs).char_devices == (moved,)
 
 
 @pytest.mark.parametrize(
