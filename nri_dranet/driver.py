@@ -361,6 +361,7 @@ class Driver:
             limit=MAX_DEVICES_GATED if list_types or options.device_taints else MAX_DEVICES,
             collect=self._entries,
             on_node=self._node.note,
+            event=self._node_event,
         )
         self._servicer = DraServicer()
         self._watching = None

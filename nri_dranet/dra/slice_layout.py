@@ -80,7 +80,7 @@ class Encoder:
 
 @dataclass(slots=True)
 class Layout:
-    """Keeps each device in the slice where it was; new ones fill the first gap."""
+    """Keeps each device in the slice where it was; new ones come where the fewest slices change."""
 
     limit: int = MAX_DEVICES
     _place: dict[str, int] = field(default_factory=dict)
@@ -96,25 +96,39 @@ class Layout:
         if any(device.gated for device in devices):
             limit = min(limit, MAX_DEVICES_GATED)
         wanted = {device.name: device for device in devices}
+        touched = {place for name, place in self._place.items() if name not in wanted}
         self._place = {name: place for name, place in self._place.items() if name in wanted}
-        filled: dict[int, int] = {}
+        filled: dict[int, int] = dict.fromkeys(touched, 0)
         for name, place in sorted(self._place.items()):
             if filled.get(place, 0) >= limit:
                 del self._place[name]
             else:
                 filled[place] = filled.get(place, 0) + 1
-        gap = 0
-        for name in sorted(wanted.keys() - self._place.keys()):
-            while filled.get(gap, 0) >= limit:
-                gap += 1
-            self._place[name] = gap
-            filled[gap] = filled.get(gap, 0) + 1
+        self._find_places(sorted(wanted.keys() - self._place.keys()), filled, touched, limit)
         self._close_gaps()
         count = max(self._place.values(), default=0) + 1
         slices: list[list[Encoded]] = [[] for _ in range(count)]
         for name in sorted(wanted):
             slices[self._place[name]].append(wanted[name])
         return [Slice(number, tuple(entries)) for number, entries in enumerate(slices)]
+
+    def _find_places(self, names: Sequence[str], filled: Mapping[int, int], touched: set[int], limit: int) -> None:
+        """Give new devices a place: in slices that change anyway, then in the fullest that takes all, then in any."""
+        room = {place: limit - used for place, used in filled.items()}
+
+        def rank(place: int) -> tuple[bool, bool, int, int]:
+            fits = room[place] >= len(names)
+            return place not in touched, not fits, room[place] if fits else -room[place], place
+
+        free = iter([place for place in sorted(room, key=rank) for _ in range(room[place])])
+        opened = max(filled, default=-1) + 1
+        for number, name in enumerate(names):
+            place = next(free, None)
+            if place is None:
+                rest = names[number:]
+                self._place |= {other: opened + index // limit for index, other in enumerate(rest)}
+                return
+            self._place[name] = place
 
     def _close_gaps(self) -> None:
         used = sorted(set(self._place.values()))

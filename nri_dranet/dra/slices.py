@@ -49,6 +49,9 @@ _NOT_FOUND: Final = 404
 _CONFLICT: Final = 409
 _INVALID: Final = 422
 _MAX_NAME: Final = 253
+_REFUSED_SECONDS: Final = 600.0
+"""Seconds after which a device that the server refused is tried again: its gates may have changed."""
+
 _GATES: Final = {"allowMultipleAllocations": "DRAConsumableCapacity", "taints": "DRADeviceTaints"}
 """Fields of a device that a server without the feature gate drops."""
 _DEVICE_IN_ERROR: Final = re.compile(r"spec\.devices\[([0-9]+)\]")
@@ -124,6 +127,7 @@ class SlicePublisher:
         limit: int = MAX_DEVICES,
         collect: Callable[[], Sequence[Entry]],
         on_node: Callable[[Mapping[str, Any]], None] | None = None,
+        event: Callable[[str, str], None] | None = None,
     ) -> None:
         """Prepare to publish.
 
@@ -136,12 +140,14 @@ class SlicePublisher:
             limit: devices in a slice; fewer where a device has a gated feature.
             collect: gives what shall be published, entries of ``spec.devices``; called by the publisher's thread.
             on_node: told the Node object when it was read.
+            event: told reason and text of what the server does not take, for an Event on the Node.
         """
         self._client = client
         self._driver = driver
         self._node = node
         self._bucket = Bucket(interval, burst)
         self._on_node = on_node
+        self._event = event
         self._collect = collect
         self._layout = Layout(limit)
         self._encoder = Encoder()
@@ -150,6 +156,7 @@ class SlicePublisher:
         self._present: dict[str, Present] = {}
         self._listed = False
         self._refused: dict[str, int] = {}
+        self._forgive_at = 0.0
         self._told_dropped: set[str] = set()
         self._not_before = 0.0
         self._clean = False
@@ -290,7 +297,10 @@ class SlicePublisher:
         with self._changed:
             while not self._stop.is_set():
                 if self._clean:
-                    self._changed.wait()
+                    if not self._refused:
+                        self._changed.wait()
+                    elif not self._changed.wait(max(0.0, self._forgive_at - time.monotonic())):
+                        self._clean = False
                     continue
                 left = self._not_before - time.monotonic()
                 if left <= 0:
@@ -314,6 +324,8 @@ class SlicePublisher:
         with self._changed:
             self._clean, self._busy = True, True
             present = dict(self._present)
+        # Noted also when nothing is to be written: all slices may be gone the next time.
+        self._generation = max(self._generation, *(item.generation for item in present.values()), 0)
         wanted = self._wanted()
         own = {item.name: item for item in present.values() if item.pool == self._node}
         for name, item in own.items():
@@ -332,9 +344,10 @@ class SlicePublisher:
         if not changed and not surplus and not torn:
             self._done(wanted)
             return
-        if self._held_back(present, wanted, urgent=any(name not in own for name in names)):
+        # A pool that is not whole is not used for new pods.
+        broken = torn or not own or any(item.count != len(own) for item in own.values())
+        if self._held_back(present, wanted, urgent=broken):
             return
-        self._generation = max(self._generation, *(item.generation for item in present.values()), 0)
         whole = torn or bool(surplus) or len(changed) > 1 or any(name not in own for name in changed)
         if whole:
             changed = list(names)
@@ -357,11 +370,17 @@ class SlicePublisher:
 
     def _wanted(self) -> list[Encoded]:
         found: list[Encoded] = []
+        if time.monotonic() >= self._forgive_at:
+            self._refused.clear()
+        refused: dict[str, int] = {}
         for place, device in enumerate(self._encoder.encode(self._collect()), 1):
             if place % _SLICE == 0:
                 breathe()
-            if self._refused.get(device.name) != device.digest:
+            if self._refused.get(device.name) == device.digest:
+                refused[device.name] = device.digest
+            else:
                 found.append(device)
+        self._refused = refused
         return found
 
     def _differs(self, present: Present, each: Slice, count: int, owner_uid: str) -> bool:
@@ -371,11 +390,12 @@ class SlicePublisher:
         rdma = sum(1 for one in wanted if (one.entry.get("attributes") or {}).get("dra.net/rdma", {}).get("bool"))
         metrics.PUBLISHED_DEVICES.labels("total").set(len(wanted))
         metrics.PUBLISHED_DEVICES.labels("rdma").set(rdma)
+        metrics.REFUSED_DEVICES.set(len(self._refused))
         with self._changed:
             self._problem, self._busy = "", False
 
     def _held_back(self, present: Mapping[str, Present], wanted: Sequence[Encoded], *, urgent: bool) -> bool:
-        """Tell whether a write has to wait for the bucket; withdrawing a device or replacing a slice never waits."""
+        """Tell whether a write has to wait for the bucket; withdrawing a device or mending the pool never waits."""
         seconds = self._bucket.wait_seconds()
         if seconds and not urgent:
             published = {name for item in present.values() for name in item.digests}
@@ -452,9 +472,13 @@ class SlicePublisher:
                 if number < len(write.content.devices):
                     device = write.content.devices[number]
                     self._refused[device.name] = device.digest
+                    self._forgive_at = time.monotonic() + _REFUSED_SECONDS
                     LOG.error(
                         "the API server refuses a device, the others are published without it",
                         extra=fields(device=device.name, error=error),
+                    )
+                    self._say(
+                        "DeviceRefused", f"device {device.name} is not published, the API server refuses it: {error}"
                     )
 
     def _look_again(self, name: str) -> None:
@@ -473,12 +497,23 @@ class SlicePublisher:
         """Tell once which fields a server without their feature gate has dropped."""
         kept = {device.get("name"): device for device in (answer.get("spec") or {}).get("devices") or []}
         for device in each.devices:
-            for name in device.entry.keys() - (kept.get(device.name) or {}).keys():
-                if name not in self._told_dropped and device.entry[name]:
-                    self._told_dropped.add(name)
-                    gate = _GATES.get(name, "")
-                    cure = f"switch on its feature gate {gate} (also of the scheduler)" if gate else None
-                    LOG.error("the API server has dropped a field of the devices", extra=fields(field=name, cure=cure))
+            for name in _missing(device.entry, kept.get(device.name) or {}):
+                if name in self._told_dropped:
+                    continue
+                self._told_dropped.add(name)
+                metrics.SLICE_FIELDS_DROPPED.labels(name).inc()
+                gate = _GATES.get(name, "")
+                cure = f"switch on its feature gate {gate} (also of the scheduler), then restart this driver"
+                LOG.error(
+                    "the API server has dropped a field of the devices",
+                    extra=fields(field=name, device=device.name, cure=cure if gate else None),
+                )
+                text = f"the API server drops the field {name} of device {device.name} and maybe of others"
+                self._say("SliceFieldDropped", f"{text}: {cure}" if gate else text)
+
+    def _say(self, reason: str, text: str) -> None:
+        if self._event is not None:
+            self._event(reason, text)
 
     def _read_owner(self) -> Mapping[str, Any]:
         owner = self._owner
@@ -512,6 +547,15 @@ class SlicePublisher:
     def _is_ours(self, item: Mapping[str, Any]) -> bool:
         spec = item.get("spec") or {}
         return spec.get("driver") == self._driver and spec.get("nodeName") == self._node
+
+
+def _missing(entry: Mapping[str, Any], kept: Mapping[str, Any]) -> list[str]:
+    """Return the fields of a device that the server has not kept; an attribute by its name."""
+    found = [name for name in entry.keys() - kept.keys() if entry[name]]
+    attributes, others = entry.get("attributes") or {}, kept.get("attributes") or {}
+    if attributes != others and "attributes" not in found:
+        found += [name for name, value in attributes.items() if value.keys() - (others.get(name) or {}).keys()]
+    return found
 
 
 def _present(item: Mapping[str, Any], digests: Mapping[str, int] | None = None) -> Present:

@@ -28,6 +28,7 @@ from nri_dranet.telemetry.logs import fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import Self
 
     from nri_dranet.kube.access import Access
 
@@ -125,7 +126,7 @@ class KubeClient:
         self._made = time.monotonic()
 
     @classmethod
-    def load(cls, kubeconfig: str = "") -> KubeClient:
+    def load(cls, kubeconfig: str = "") -> Self:
         """Read the configuration; nothing is asked of the server, which may be away.
 
         Args:

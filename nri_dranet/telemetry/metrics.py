@@ -50,6 +50,10 @@ CONDITIONS = Gauge(
     ["type", "status", "reason"],
 )
 SLICE_WRITES = Counter("nri_dranet_slice_writes", "Writes of ResourceSlices, by verb and result.", ["verb", "result"])
+SLICE_FIELDS_DROPPED = Counter(
+    "nri_dranet_slice_fields_dropped", "Fields of devices that the API server did not keep, once each.", ["field"]
+)
+REFUSED_DEVICES = Gauge("nri_dranet_refused_devices", "Devices left out because the API server refuses them.")
 ATTRIBUTES_DROPPED = Counter("nri_dranet_attributes_dropped", "Attributes left out, by name.", ["attribute"])
 FILTER_OVERRIDDEN = Gauge(
     "nri_dranet_filter_override",

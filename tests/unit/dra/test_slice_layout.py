@@ -28,7 +28,7 @@ def test_sizes() -> None:
 
 
 def test_new_device_changes_one_slice() -> None:
-    """A new device goes into the first gap, and no other slice changes."""
+    """A new device goes into the fullest slice that has room, and no other slice changes."""
     layout = Layout()
     before = layout.lay_out(devices(300))
     gone = [device for device in devices(300) if device.name not in {"d0130", "d0131"}]
@@ -36,6 +36,30 @@ def test_new_device_changes_one_slice() -> None:
     after = layout.lay_out([*gone, *devices(1, start=900)])
     assert [a.digests == b.digests for a, b in zip(before, after, strict=True)] == [True, False, True]
     assert "d0900" in after[1].digests
+
+
+def test_a_device_that_gets_another_name_changes_one_slice() -> None:
+    """What is new comes where something went, also when another slice has a gap."""
+    layout = Layout()
+    layout.lay_out(devices(300))
+    gaps = [device for device in devices(300) if device.name != "d0005"]
+    before = layout.lay_out(gaps)
+    renamed = [device for device in gaps if device.name != "d0200"]
+    after = layout.lay_out([*renamed, *devices(1, start=900)])
+    assert [a.digests == b.digests for a, b in zip(before, after, strict=True)] == [True, False, True]
+    assert "d0900" in after[1].digests
+
+
+def test_several_new_devices_change_one_slice_if_one_has_room() -> None:
+    """Gaps in several slices are left for those that come one by one."""
+    layout = Layout()
+    layout.lay_out(devices(300))
+    gaps = [device for device in devices(300) if device.name not in {"d0005", "d0200"}]
+    before = layout.lay_out(gaps)
+    after = layout.lay_out([*gaps, *devices(3, start=900)])
+    assert [a.digests == b.digests for a, b in zip(before, after, strict=True)] == [True, True, False]
+    grown = layout.lay_out([*gaps, *devices(100, start=900)])
+    assert [len(each.devices) for each in grown] == [128, 128, 128, 14]
 
 
 def test_emptied_slice_goes() -> None:
@@ -65,8 +89,8 @@ def test_adopted_places_stay() -> None:
     layout.adopt(0, ["d0005"])
     layout.adopt(1, ["d0001", "d0002"])
     assert [sorted(each.digests) for each in layout.lay_out(devices(6))] == [
-        ["d0000", "d0003", "d0004", "d0005"],
-        ["d0001", "d0002"],
+        ["d0005"],
+        ["d0000", "d0001", "d0002", "d0003", "d0004"],
     ]
     crowded = Layout(limit=2)
     crowded.adopt(0, [f"d{number:04d}" for number in range(5)])

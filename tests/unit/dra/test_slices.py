@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from nri_dranet.dra.slices import Bucket, SlicePublisher
+from nri_dranet.dra.slices import Bucket, SlicePublisher, _missing
 from nri_dranet.kube.client import KubeClient
+from nri_dranet.telemetry import metrics
 from nri_dranet.testing.apiserver import ApiServerStandIn
 
 if TYPE_CHECKING:
@@ -40,9 +41,16 @@ class Pool:
         self.server = server
         self.devices: list[Device] = []
         self.nodes: list[Any] = []
+        self.said: list[tuple[str, str]] = []
         options = {"interval": 0.0, **options}
         self.publisher = SlicePublisher(
-            client, "dra.net", "n1", collect=lambda: list(self.devices), on_node=self.nodes.append, **options
+            client,
+            "dra.net",
+            "n1",
+            collect=lambda: list(self.devices),
+            on_node=self.nodes.append,
+            event=lambda *words: self.said.append(words),
+            **options,
         )
 
     def slices(self) -> list[dict[str, Any]]:
@@ -283,7 +291,26 @@ def test_refused_device_is_left_out(
         assert pool.published() == ["a", "c"]
         record = next(record for record in caplog.records if "refuses a device" in record.getMessage())
         assert record.levelname == "ERROR"
+        ((reason, text),) = pool.said
+        assert reason == "DeviceRefused"
+        assert text.startswith("device bad is not published, the API server refuses it")
+        assert metrics.REFUSED_DEVICES._value.get() == 1
         pool.publish([device("a", mtu=1), device("bad", mtu=1), device("c", mtu=1)])
+        assert metrics.REFUSED_DEVICES._value.get() == 0
+
+
+def test_refused_device_is_tried_again(
+    server: ApiServerStandIn, client: KubeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server may have got its feature gate meanwhile: after a while the device is tried as it is."""
+    monkeypatch.setattr("nri_dranet.dra.slices._REFUSED_SECONDS", 0.2)
+    message = "ResourceSlice is invalid: spec.devices[0].attributes: Invalid value"
+    server.fail_next(3, 422, where="resourceslices", method="POST", message=message)
+    with running(server, client, [device("a", mtu=1)]) as pool:
+        until(lambda: pool.published() == ["a"])
+        pool.settle()
+        assert metrics.REFUSED_DEVICES._value.get() == 0
+        assert pool.said[0][0] == "DeviceRefused"
 
 
 def test_conflicts_and_errors_are_retried(server: ApiServerStandIn, client: KubeClient) -> None:
@@ -332,12 +359,46 @@ def test_flapping_is_held_back_but_not_a_withdrawal(server: ApiServerStandIn, cl
         pool.writes()
         pool.devices = [device("d0000", mtu=2), device("d0001", mtu=1500)]
         pool.publisher.refresh()
-        time.sleep(0.5)
+        until(lambda: pool.publisher._not_before > 0)
         assert pool.writes() == []
         pool.devices = [device("d0000", mtu=2)]
         pool.publisher.refresh()
         until(lambda: pool.published() == ["d0000"])
         assert pool.slices()[0]["spec"]["devices"] == [device("d0000", mtu=2)]
+
+
+def test_a_device_that_needs_a_slice_more_waits_for_the_bucket(server: ApiServerStandIn, client: KubeClient) -> None:
+    """A node with 128 devices and one that flaps writes no more than another one; what goes is withdrawn at once."""
+    with running(server, client, many(128), interval=3600.0, burst=2) as pool:
+        pool.publish(many(129))
+        pool.publish(many(128))
+        pool.writes()
+        pool.devices = many(129)
+        pool.publisher.refresh()
+        until(lambda: pool.publisher._not_before > 0)
+        assert pool.writes() == []
+        assert pool.shape() == [(3, 1, 128)]
+
+
+@pytest.mark.parametrize("before", [0, 1, 128, 129, 1000])
+@pytest.mark.parametrize("after", [0, 1, 128, 129, 1000])
+def test_from_any_size_to_any_other(server: ApiServerStandIn, client: KubeClient, before: int, after: int) -> None:
+    """One write where one slice changes and none comes or goes; else each slice once, and each surplus deleted."""
+    slices = [max(1, -(-count // 128)) for count in (before, after)]
+    with running(server, client, many(before)) as pool:
+        pool.publish(many(after))
+        assert pool.published() == [one["name"] for one in many(after)]
+        writes = pool.writes()
+        if before == after:
+            assert writes == []
+        elif slices == [1, 1]:
+            assert writes == ["PUT"]
+        else:
+            kept, new, gone = min(slices), max(0, slices[1] - slices[0]), max(0, slices[0] - slices[1])
+            assert sorted(writes) == ["DELETE"] * gone + ["POST"] * new + ["PUT"] * kept
+        assert {(generation, count) for generation, count, _ in pool.shape()} == {
+            (1 if before == after or slices == [1, 1] else 2, slices[1])
+        }
 
 
 def test_collect_fails(server: ApiServerStandIn, client: KubeClient) -> None:
@@ -374,7 +435,28 @@ def test_dropped_field_is_told_once_and_no_loop(
             pool.publisher.refresh()
             pool.settle()
         assert pool.writes() == ["PUT", "PUT"]
+        assert [reason for reason, _ in pool.said] == ["SliceFieldDropped"]
+        assert "drops the field bindsToNode of device d0000" in pool.said[0][1]
     assert len([record for record in caplog.records if "dropped a field" in record.getMessage()]) == 1
+    assert metrics.SLICE_FIELDS_DROPPED.labels("bindsToNode")._value.get() == 1
+
+
+def test_what_counts_as_dropped() -> None:
+    """A field with a value, an attribute, and the kind of an attribute's value; what the server adds is none."""
+    entry = {
+        "name": "a",
+        "taints": [{"key": "k"}],
+        "bindsToNode": False,
+        "attributes": {"dra.net/x": {"int": 1}, "dra.net/y": {"ints": [1]}, "dra.net/z": {"bool": True}},
+    }
+    kept = {
+        "name": "a",
+        "taints": [{"key": "k", "timeAdded": "t"}],
+        "attributes": {"dra.net/x": {"int": 1}, "dra.net/y": {}},
+    }
+    assert _missing(entry, kept) == ["dra.net/y", "dra.net/z"]
+    assert sorted(_missing(entry, {"name": "a"})) == ["attributes", "taints"]
+    assert _missing(entry, entry) == []
 
 
 def test_slice_that_cannot_be_deleted_yet(server: ApiServerStandIn, client: KubeClient) -> None:
