@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_OBJ_PIN: Final = 6
 _OBJ_GET: Final = 7
+_PROG_ATTACH: Final = 8
 _PROG_DETACH: Final = 9
 PROG_GET_FD_BY_ID: Final = 13
 OBJ_GET_INFO_BY_FD: Final = 15
@@ -94,7 +96,7 @@ def programs(index: int) -> tuple[AttachedProgram, ...]:
     return tuple(found)
 
 
-def remove(index: int, program: AttachedProgram) -> None:
+def remove(index: int, found: AttachedProgram) -> None:
     """Take a program off its hook. One that is gone already is fine.
 
     A program that a BPF link holds is detached by that link, so that no process keeps it attached by holding the link.
@@ -103,14 +105,66 @@ def remove(index: int, program: AttachedProgram) -> None:
         OSError: the kernel refuses.
     """
     with contextlib.suppress(FileNotFoundError):
-        if program.link_id:
-            detach_link(program.link_id)
+        if found.link_id:
+            detach_link(found.link_id)
             return
-        descriptor = _bpf(PROG_GET_FD_BY_ID, struct.pack("=III", program.program_id, 0, 0))[0]
+        descriptor = program(found.program_id)
         try:
-            _bpf(_PROG_DETACH, struct.pack("=IIII", index, descriptor, HOOKS[program.hook], 0))
+            _bpf(_PROG_DETACH, struct.pack("=IIII", index, descriptor, HOOKS[found.hook], 0))
         finally:
             os.close(descriptor)
+
+
+def attach(index: int, hook: str, descriptor: int) -> None:
+    """Attach a program to a TCX or netkit hook of an interface, behind those that are there, without a BPF link.
+
+    Raises:
+        OSError: the kernel refuses (EEXIST: it is there already).
+    """
+    _bpf(_PROG_ATTACH, struct.pack("=IIII", index, descriptor, HOOKS[hook], 0))
+
+
+def program(program_id: int) -> int:
+    """Open a program by its ID; the caller closes the descriptor, which keeps the program alive.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError: the kernel refuses.
+    """
+    return _bpf(PROG_GET_FD_BY_ID, struct.pack("=III", program_id, 0, 0))[0]
+
+
+def program_id(descriptor: int) -> int:
+    """Give the ID of an open program.
+
+    Raises:
+        OSError: it is no BPF object.
+    """
+    info = ctypes.create_string_buffer(64)
+    _bpf(OBJ_GET_INFO_BY_FD, struct.pack("=IIQ", descriptor, len(info), ctypes.addressof(info)))
+    found: int = struct.unpack_from("=II", info.raw)[1]
+    return found
+
+
+def pin(descriptor: int, path: str) -> None:
+    """Pin an open object in a BPF file system, where it outlives this process; removing the file ends that.
+
+    Raises:
+        FileExistsError: there is a file.
+        OSError: it is no BPF file system (EPERM), or the kernel refuses.
+    """
+    name = ctypes.create_string_buffer(os.fsencode(path))
+    _bpf(_OBJ_PIN, struct.pack("=QII", ctypes.addressof(name), descriptor, 0))
+
+
+def pinned(path: str) -> int:
+    """Open what is pinned at a path; the caller closes the descriptor.
+
+    Raises:
+        OSError: nothing is pinned there.
+    """
+    name = ctypes.create_string_buffer(os.fsencode(path))
+    return _bpf(_OBJ_GET, struct.pack("=QII", ctypes.addressof(name), 0, 0))[0]
 
 
 def detach_link(link_id: int) -> None:
@@ -188,8 +242,7 @@ def pinned_links(index: int, root: str = "/sys/fs/bpf", *, xdp_program_id: int =
 
 
 def _pinned(path: str) -> LinkInfo | None:
-    name = ctypes.create_string_buffer(os.fsencode(path))
-    descriptor = _bpf(_OBJ_GET, struct.pack("=QII", ctypes.addressof(name), 0, 0))[0]
+    descriptor = pinned(path)
     try:
         # A pin may be a map or a program; the three answer to the same "info" call with different structures.
         # The kernel writes bpf-link here and bpf_link for a new link.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from nri_dranet.attach.engine import Engine
+from nri_dranet.attach.kept import KeptPrograms
 from nri_dranet.claims.facts import Phase
 from nri_dranet.claims.lifecycle import State
 from nri_dranet.claims.model import ClaimRef, PodRef
@@ -321,6 +322,7 @@ class Driver:
         self._health_book.note(*(words.of_record(record) for record in self._journal.records()))
         self._held_open.callback(self._keeper.namespaces.close)
         self._held_open.callback(self._engine.close)
+        self._held_open.callback(self._kept.close)
         self._held_open.callback(self._inputs.close)
         self._observer.start()
         self._recording.callback(self._observer.stop)
@@ -379,7 +381,8 @@ class Driver:
         """Make the parts that need the journal, and bring all together."""
         options, client = self._options, self._client
         driver, node = options.driver_name, options.node_name
-        self._engine = Engine(host_netns=NetNs.current())
+        self._kept = KeptPrograms(BPF_ROOT)
+        self._engine = Engine(host_netns=NetNs.current(), kept=self._kept)
         self._observer = PodObserver(self._observed, self._engine.look)
         # Not in the state directory: the runtime must find it under the same path, as kubelet finds the socket.
         metadata = MetadataFiles(options.kubelet_root_dir / "plugins" / driver / FOLDER, driver)
@@ -420,6 +423,7 @@ class Driver:
             inputs=self._inputs,
             pods=self,
             reports=Reports(facts=self._writer.submit, event=self._event),
+            keep=self._kept.keep,
         )
         self._hooks = Hooks(self._keeper)
 
@@ -543,6 +547,9 @@ class Driver:
         now = time.monotonic()
         self._prepared_at = {record.uid: self._prepared_at.get(record.uid, now) for record in records}
         self._writer.forget(record.uid for record in records)
+        self._kept.prune(
+            lambda: [plan for record in self._journal.records() for plan in (record.plan, record.successor) if plan]
+        )
         self._health_book.keep(lambda: [record.uid for record in self._journal.records()])
         for state in State:
             metrics.CLAIMS.labels(state.value).set(sum(record.state is state for record in records))

@@ -30,6 +30,7 @@ from nri_dranet.telemetry.logs import fields
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from nri_dranet.attach.kept import KeptPrograms
     from nri_dranet.claims.facts import ObservedInterface
     from nri_dranet.claims.model import DeviceKey
     from nri_dranet.claims.plan import DevicePlan
@@ -57,10 +58,18 @@ class Engine:
     Args:
         host_netns: the host's namespace; the engine does not close it.
         connect: makes a netlink socket in a namespace.
+        kept: BPF programs that were kept for devices; the engine does not close it.
     """
 
-    def __init__(self, *, host_netns: NetNs, connect: Callable[[NetNs], RtnlSocket] = RtnlSocket) -> None:
+    def __init__(
+        self,
+        *,
+        host_netns: NetNs,
+        connect: Callable[[NetNs], RtnlSocket] = RtnlSocket,
+        kept: KeptPrograms | None = None,
+    ) -> None:
         self._host_netns = host_netns
+        self._kept = kept
         self._connect = connect
         self._lock = threading.Lock()
         self._idle: list[RtnlSocket] = []
@@ -95,7 +104,15 @@ class Engine:
         """
         try:
             with self._host() as host, self._connect(netns) as pod:
-                work = Transaction(host, self._host_netns, pod, netns, deadline=deadline, ethtool=self._features())
+                work = Transaction(
+                    host,
+                    self._host_netns,
+                    pod,
+                    netns,
+                    deadline=deadline,
+                    ethtool=self._features(),
+                    kept=self._kept,
+                )
                 return work.run(plans)
         except (OSError, ValueError) as error:
             label = ", ".join(plan.label for plan in plans)
@@ -120,7 +137,7 @@ class Engine:
         try:
             with self._host() as host, contextlib.ExitStack() as stack:
                 pod = stack.enter_context(self._connect(netns)) if netns is not None else None
-                way = Homeward(host, self._host_netns, pod, pod_netns=netns, ethtool=self._features())
+                way = Homeward(host, self._host_netns, pod, pod_netns=netns, ethtool=self._features(), kept=self._kept)
                 for plan in reversed(plans):
                     hint = hints.get(plan.key)
                     outcomes[plan.key] = self._give_back(plan, way, hint.index if hint else 0)

@@ -12,6 +12,7 @@ from nri_dranet.netlink import rtnl
 from nri_dranet.netlink.nldev import NoRdmaError
 
 if TYPE_CHECKING:
+    from nri_dranet.attach.kept import KeptPrograms
     from nri_dranet.claims.plan import DevicePlan, HostState, VrfPlan
     from nri_dranet.netlink.codec import NetlinkError
     from nri_dranet.netlink.ethtool import Ethtool
@@ -34,6 +35,7 @@ class Homeward:
         pod: a socket in the pod's, None if that is gone.
         pod_netns: the pod's namespace, for an RDMA device in exclusive mode.
         ethtool: for features and private flags, in the host's namespace; None leaves them.
+        kept: BPF programs that were kept for devices.
     """
 
     def __init__(
@@ -44,12 +46,14 @@ class Homeward:
         *,
         pod_netns: NetNs | None = None,
         ethtool: Ethtool | None = None,
+        kept: KeptPrograms | None = None,
     ) -> None:
         self._host = host
         self._netns = netns
         self._pod = pod
         self._pod_netns = pod_netns
         self._ethtool = ethtool
+        self._kept = kept
 
     def give_back(self, plan: DevicePlan, index: int = 0) -> tuple[bool, list[str]]:
         """Bring a device home from wherever it is and make it what it was. Right already: nothing is touched.
@@ -95,7 +99,9 @@ class Homeward:
             if not now:
                 return False, problems
         fresh = found.place is Place.POD
-        problems += restore.restore(self._host, self._netns, wanted, now, ethtool=self._ethtool, fresh=fresh)
+        problems += restore.restore(
+            self._host, self._netns, wanted, now, ethtool=self._ethtool, kept=self._kept, fresh=fresh
+        )
         return True, problems
 
     def remove_rules(self, plan: DevicePlan) -> list[str]:

@@ -7,7 +7,8 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from nri_dranet.attach import locate, offloads, queueing, snapshot, state, sysctl
+from nri_dranet.attach import locate, offloads, programs, queueing, snapshot, state, sysctl
+from nri_dranet.attach.kept import KeptPrograms, programs_of
 from nri_dranet.netlink import rtnl
 from nri_dranet.netlink.codec import AF_INET6, NetlinkError
 from nri_dranet.netlink.links import ADDR_GEN_NONE, IFF_SETTABLE, IPV4_CONF
@@ -43,6 +44,7 @@ def restore(
     index: int,
     *,
     ethtool: Ethtool | None = None,
+    kept: KeptPrograms | None = None,
     fresh: bool = False,
 ) -> list[str]:
     """Bring back what differs from the snapshot; what is right already is not touched.
@@ -53,6 +55,7 @@ def restore(
         wanted: the snapshot.
         index: the device's index now.
         ethtool: for its features and private flags; None leaves them.
+        kept: the BPF programs that were kept for it; None: none was.
         fresh: it has only just arrived, so that it has no addresses, routes and neighbours yet.
 
     Returns:
@@ -66,8 +69,12 @@ def restore(
     work.sysctls(netns)
     if ethtool is not None and (wanted.features or wanted.private_flags):
         work.problems += offloads.apply(ethtool, index, wanted.features, wanted.private_flags)
-    work.all_else()
-    work.problems += queueing.restore(host, index, wanted.traffic, fresh=fresh)
+    with (kept or KeptPrograms("")).opened(programs_of(wanted)) as opened:
+        if wanted.programs:
+            # Before the link is up: a driver may take it down to change its XDP program.
+            work.problems += programs.restore(netns, host, index, wanted.programs, opened)
+        work.all_else()
+        work.problems += queueing.restore(host, index, wanted.traffic, fresh=fresh, programs=opened)
     return work.problems
 
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import time
 from typing import TYPE_CHECKING, Final
 
-from nri_dranet.attach import offloads, queueing
+from nri_dranet.attach import offloads, programs, queueing
 from nri_dranet.claims.plan import HostState
 from nri_dranet.netlink.codec import NetlinkError
 from nri_dranet.netlink.ethtool import Ethtool
 from nri_dranet.netlink.namespaces import NetNs
+from nri_dranet.telemetry.logs import fields
 
 if TYPE_CHECKING:
+    from nri_dranet.claims.plan import HostProgram
     from nri_dranet.netlink.links import LinkConf
     from nri_dranet.netlink.sockets import RtnlSocket
+
+LOG = logging.getLogger(__name__)
 
 # linux/sockios.h: the descriptor of a socket's network namespace.
 _SIOCGSKNS: Final = 0x894C
@@ -60,7 +65,18 @@ def take_snapshot(host: RtnlSocket, index: int, *, ethtool: bool | Ethtool = Tru
         private_flags=flags,
         port=conf.port,
         traffic=queueing.read(host, index),
+        programs=_programs(host, index, conf),
     )
+
+
+def _programs(host: RtnlSocket, index: int, conf: LinkConf) -> tuple[HostProgram, ...]:
+    with _namespace_of(host) as netns:
+        try:
+            return programs.read(netns, index, conf.xdp)
+        except OSError as error:
+            # Without the right to ask (CAP_NET_ADMIN in the first user namespace) there is none to put back either.
+            LOG.debug("BPF programs are not read", extra=fields(link=index, error=error))
+            return ()
 
 
 def _namespace_of(host: RtnlSocket) -> NetNs:

@@ -24,6 +24,7 @@ from nri_dranet.telemetry.logs import fields
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from nri_dranet.attach.kept import KeptPrograms
     from nri_dranet.attach.steps import Step
     from nri_dranet.claims.facts import DeviceFacts, ObservedInterface
     from nri_dranet.claims.plan import DevicePlan, PodState, RdmaPlan, VrfPlan
@@ -66,6 +67,7 @@ class Transaction:
         netns: that namespace.
         deadline: when it must have ended (``time.monotonic``).
         ethtool: to restore features with, in the host's namespace.
+        kept: to restore BPF programs with.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Transaction:
         *,
         deadline: float,
         ethtool: Ethtool | None = None,
+        kept: KeptPrograms | None = None,
     ) -> None:
         self._host = host
         self._host_netns = host_netns
@@ -84,6 +87,7 @@ class Transaction:
         self._netns = netns
         self._deadline = deadline
         self._ethtool = ethtool
+        self._kept = kept
         self._touched: list[tuple[DevicePlan, int]] = []
         self._namespace_undo: list[Request] = []
         self._namespace_sysctls: dict[str, str] = {}
@@ -477,7 +481,9 @@ class Transaction:
     def _undo(self) -> list[str]:
         """Take back what was done, last first. Never raises; gives what is left in words."""
         left: list[str] = []
-        way = Homeward(self._host, self._host_netns, self._pod, pod_netns=self._netns, ethtool=self._ethtool)
+        way = Homeward(
+            self._host, self._host_netns, self._pod, pod_netns=self._netns, ethtool=self._ethtool, kept=self._kept
+        )
         for plan, index in reversed(self._touched):
             try:
                 _, problems = way.give_back(plan, index)

@@ -39,6 +39,18 @@ class Traffic:
     filters: tuple[Filter, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class HostProgram:
+    """A BPF program on a hook of an interface (``TCX ingress``, ``XDP driver``).
+
+    ``linked``: a process holds it there by a BPF link, which nobody else can make again.
+    """
+
+    hook: str
+    program_id: int
+    linked: bool = False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostState:
     """The device on the host at Prepare, as it must come back.
@@ -58,6 +70,7 @@ class HostState:
     private_flags: dict[str, bool] = field(default_factory=dict)
     port: dict[str, int] = field(default_factory=dict)
     traffic: Traffic = field(default_factory=Traffic)
+    programs: tuple[HostProgram, ...] = ()
     taken: float = 0.0
 
 

@@ -99,6 +99,7 @@ class Preparer:
         inputs: PlanInputs,
         pods: Pods,
         reports: Reports,
+        keep: Callable[[ClaimPlan], None] = lambda _: None,
     ) -> None:
         self._driver = driver
         self._node = node
@@ -107,6 +108,8 @@ class Preparer:
         self._inputs = inputs
         self._pods = pods
         self._reports = reports
+        # Told each plan once it is recorded: BPF programs of the host that it will need are kept from then on.
+        self._keep_programs = keep
         self._turns = Turns()
 
     # ---- kubelet's calls
@@ -261,7 +264,10 @@ class Preparer:
 
     def _plan_and_record(self, claim: Claim) -> ClaimRecord:
         with self._turn(claim):
-            return self._keeper.prepare(self._plan(claim))
+            plan = self._plan(claim)
+            record = self._keeper.prepare(plan)
+            self._keep_programs(plan)
+            return record
 
     def _plan(self, claim: Claim) -> ClaimPlan:
         self._refuse_foreign(claim)
@@ -342,7 +348,9 @@ class Preparer:
         """
         try:
             with self._turn(claim):
-                self._keeper.replan(self._plan(claim))
+                plan = self._plan(claim)
+                self._keeper.replan(plan)
+                self._keep_programs(plan)
         except PrepareError:
             return False
         except (PlanError, ConflictError, OSError) as error:

@@ -102,6 +102,9 @@ _XDP_ATTACHED: Final = 2
 _XDP_FLAGS: Final = 3
 _XDP_PROG_ID: Final = 4
 
+XDP_MODES: Final = {"driver": (5, 1 << 2), "generic": (6, 1 << 1), "hardware": (7, 1 << 3)}
+"""Ways to run an XDP program: the attribute that names its ID, and the flag that asks for it (XDP_FLAGS_*_MODE)."""
+
 _INET_CONF: Final = 1
 _INET6_CONF: Final = 2
 _INET6_ADDR_GEN_MODE: Final = 8
@@ -234,12 +237,14 @@ class LinkConf:
     """The per-interface settings of a link, by their names under ``/proc/sys/net/ipv4/conf`` and ``…/ipv6/conf``.
 
     A family that is switched off on the link has none. Settings whose unit differs from the file's are left out.
-    ``port`` are those that its bridge or bond keeps for it (``ports``).
+    ``port`` are those that its bridge or bond keeps for it (``ports``), ``xdp`` the IDs of its XDP programs by mode
+    (``XDP_MODES``).
     """
 
     ipv4: dict[str, int]
     ipv6: dict[str, int]
     port: dict[str, int] = field(default_factory=dict)
+    xdp: dict[str, int] = field(default_factory=dict)
 
 
 def _header(index: int = 0, flags: int = 0, change: int = 0, family: int = 0) -> bytes:
@@ -310,6 +315,7 @@ def set_link(
     addr_gen_mode: int | None = None,
     ipv4_conf: Mapping[str, int] | None = None,
     xdp_fd: int | None = None,
+    xdp_mode: str = "",
     new_index: int | None = None,
     label: str = "",
 ) -> Request:
@@ -320,9 +326,9 @@ def set_link(
     the ones before. It moves under the old name and renames afterwards: if ``name`` is taken in the new namespace the
     link has moved, under its old name, when EEXIST comes. Only where the old name is taken there ``name`` counts in
     the move itself. ``master`` 0 frees a port, an empty ``alias`` removes it, ``xdp_fd`` -1 removes
-    the XDP program. ``ipv4_conf`` sets values as they are, without the side effects of writing the file: ``forwarding``
-    does not switch off LRO. ``new_index`` counts only together with ``netns_fd``. ``flags`` sets all of
-    ``IFF_SETTABLE``, those that are not in it to off.
+    the XDP program, and ``xdp_mode`` says how a new one is run. ``ipv4_conf`` sets values as they are, without the side
+    effects of writing the file: ``forwarding`` does not switch off LRO. ``new_index`` counts only together with
+    ``netns_fd``. ``flags`` sets all of ``IFF_SETTABLE``, those that are not in it to off.
 
     Raises:
         ValueError: a value does not fit its field, or the name of a setting is unknown.
@@ -345,7 +351,7 @@ def set_link(
         (_GRO_MAX_SIZE, attribute_u32, gro_max_size),
         (_GSO_IPV4_MAX_SIZE, attribute_u32, gso_ipv4_max_size),
         (_GRO_IPV4_MAX_SIZE, attribute_u32, gro_ipv4_max_size),
-        (_XDP, _xdp_attribute, xdp_fd),
+        (_XDP, _xdp_attribute, None if xdp_fd is None else (xdp_fd, xdp_mode)),
     )
     parts.append(_af_spec(addr_gen_mode, ipv4_conf))
     label = label or _set_label(index, name=name, moves=netns_fd is not None, up=up)
@@ -374,8 +380,10 @@ def _alias_attribute(kind: int, alias: str) -> bytes:
     return attribute(kind, alias.encode("utf-8", "surrogateescape") or b"\0")
 
 
-def _xdp_attribute(kind: int, fd: int) -> bytes:
-    return nest(kind, attribute_s32(_XDP_FD, fd))
+def _xdp_attribute(kind: int, program: tuple[int, str]) -> bytes:
+    fd, mode = program
+    flags = attribute_u32(_XDP_FLAGS, XDP_MODES[mode][1]) if mode else b""
+    return nest(kind, attribute_s32(_XDP_FD, fd), flags)
 
 
 def new_link(
@@ -578,7 +586,9 @@ def parse_link_conf(body: bytes) -> LinkConf:
     ipv6 = attributes(families.get(AF_INET6, b"")).get(_INET6_CONF, b"")
     master = codec.string(info.get(_INFO_SLAVE_KIND, b""))
     port = ports.parse_settings(master, info.get(_INFO_SLAVE_DATA, b""))
-    return LinkConf(ipv4=_conf(IPV4_CONF, ipv4), ipv6=_conf(IPV6_CONF, ipv6), port=port)
+    xdp = attributes(found.get(_XDP, b""))
+    programs = {mode: codec.u32(xdp[kind]) for mode, (kind, _) in XDP_MODES.items() if kind in xdp}
+    return LinkConf(ipv4=_conf(IPV4_CONF, ipv4), ipv6=_conf(IPV6_CONF, ipv6), port=port, xdp=programs)
 
 
 def _conf(names: tuple[str, ...], values: bytes) -> dict[str, int]:

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from nri_dranet import bpf
+from nri_dranet.attach import queueing
 from nri_dranet.attach.engine import Engine
+from nri_dranet.attach.kept import KeptPrograms
 from nri_dranet.attach.snapshot import take_snapshot
-from nri_dranet.claims.model import DeviceKey
-from nri_dranet.claims.plan import DeviceKind, DevicePlan, PodState
+from nri_dranet.claims.model import ClaimRef, DeviceKey
+from nri_dranet.claims.plan import ClaimPlan, DeviceKind, DevicePlan, PodState
 from nri_dranet.netlink import rtnl
 from nri_dranet.netlink.namespaces import NetNs
 from nri_dranet.netlink.sockets import RtnlSocket
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 _NUMBERS = itertools.count()
 
-PROG_LOAD, OBJ_PIN, PROG_ATTACH, LINK_CREATE = 5, 6, 8, 28
+PROG_LOAD, PROG_ATTACH, LINK_CREATE = 5, 8, 28
 SCHED_CLS, XDP = 3, 6
 ATTACH_XDP, TCX_INGRESS, TCX_EGRESS = 37, 46, 47
 
@@ -124,6 +126,32 @@ class Nic:
         finally:
             engine.close()
 
+    def detach(self, plan: DevicePlan, kept: KeptPrograms | None = None) -> tuple[str, ...]:
+        """Bring it home with a new engine, as the next life of the daemon would; give what could not be restored."""
+        engine = Engine(host_netns=self.host, kept=kept)
+        try:
+            (outcome,) = engine.detach([plan], self.pod, hints={})
+        finally:
+            engine.close()
+        assert outcome.home
+        return outcome.problems
+
+    def filter(self, pin_path: Path, *place: str) -> None:
+        """Run a new program, pinned at a path, as a filter of tc."""
+        program = load(SCHED_CLS)
+        pin(program, pin_path)
+        os.close(program)
+        with self.host.entered():
+            run("tc", "filter", "add", "dev", "n0", *place, "bpf", "da", "object-pinned", str(pin_path))
+        pin_path.unlink()
+
+    def programs(self) -> list[tuple[str, int]]:
+        """Give all programs of the interface on the host, in order, with those that filters run."""
+        with RtnlSocket(self.host) as socket:
+            state = take_snapshot(socket, self.index, ethtool=False)
+        found = [(each.hook, each.program_id) for each in state.programs]
+        return found + [("filter", program) for program in queueing.program_ids(state.traffic)]
+
 
 @pytest.fixture
 def nic() -> Iterator[Nic]:
@@ -162,8 +190,7 @@ def pins(tmp_path: Path) -> Iterator[Path]:
 
 def pin(descriptor: int, path: Path) -> None:
     """Pin an object."""
-    name = ctypes.create_string_buffer(os.fsencode(path))
-    bpf._bpf(OBJ_PIN, struct.pack("=QII", ctypes.addressof(name), descriptor, 0))
+    bpf.pin(descriptor, str(path))
 
 
 def test_interface_without_programs(nic: Nic) -> None:
@@ -259,6 +286,106 @@ def test_no_program_is_left_in_the_pod(nic: Nic, pins: Path) -> None:
     info = bpf.link_info(pinned[0])
     assert info is not None
     assert info.index == 0
+
+
+def _claim(plan: DevicePlan) -> ClaimPlan:
+    return ClaimPlan(ref=ClaimRef("default", "claim", "uid"), allocation_hash="", devices=(plan,))
+
+
+@pytest.fixture
+def busy(nic: Nic, pins: Path) -> Nic:
+    """An interface with an XDP program, two TCX programs at ingress, one at egress, and filters of tc on both sides."""
+    nic.attach_xdp()
+    for hook in (TCX_INGRESS, TCX_INGRESS, TCX_EGRESS):
+        nic.attach_tcx(hook)
+    with nic.host.entered():
+        run("tc", "qdisc", "add", "dev", "n0", "clsact")
+    nic.filter(pins / "one", "ingress", "prio", "3")
+    nic.filter(pins / "two", "egress", "protocol", "ip", "prio", "4")
+    return nic
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+@pytest.mark.parametrize("mounted", [False, True])
+def test_programs_come_back(busy: Nic, pins: Path, tmp_path: Path, wanted: bool, mounted: bool) -> None:
+    """What the move or the claim took off is back in order: kept by a pin, or without a BPF file system by hand."""
+    before = busy.programs()
+    assert [hook for hook, _ in before] == [
+        "TCX ingress",
+        "TCX ingress",
+        "TCX egress",
+        "XDP driver",
+        "filter",
+        "filter",
+    ]
+    kept = KeptPrograms(str(pins if mounted else tmp_path))
+    plan = busy.plan(detach_bpf=wanted)
+    kept.keep(_claim(plan))
+    kept.keep(_claim(plan))
+    busy.attach(plan)
+    for _ in range(2):
+        # The next life knows the pins alone.
+        assert busy.detach(plan, KeptPrograms(str(pins)) if mounted else kept) == ()
+        assert busy.programs() == before
+    kept.close()
+
+
+def test_programs_that_were_not_kept(busy: Nic) -> None:
+    """Without a copy each program that is lost is told, and the rest comes back."""
+    plan = busy.plan(detach_bpf=True)
+    busy.attach(plan)
+    problems = busy.detach(plan)
+    assert len(problems) == 6
+    assert all("could not be kept" in problem for problem in problems)
+    with busy.host.entered():
+        assert "clsact" in run("tc", "qdisc", "show", "dev", "n0")
+
+
+def test_program_of_somebody_elses_link(nic: Nic, pins: Path) -> None:
+    """A program that a process holds by a BPF link is not attached behind its back: this is told."""
+    nic.link(XDP, ATTACH_XDP)
+    nic.link(SCHED_CLS, TCX_INGRESS)
+    kept = KeptPrograms(str(pins))
+    plan = nic.plan(detach_bpf=True)
+    kept.keep(_claim(plan))
+    nic.attach(plan)
+    problems = nic.detach(plan, kept)
+    assert len(problems) == 2
+    assert all("BPF link" in problem for problem in problems)
+    untouched = nic.plan()
+    nic.attach(untouched)
+    assert nic.detach(untouched) == ()
+
+
+def test_programs_that_nobody_needs_are_let_go(busy: Nic, pins: Path, tmp_path: Path) -> None:
+    """Pins and descriptors end with the last plan that needs them; a pin of another program is not taken for it."""
+    plan = _claim(busy.plan())
+    kept, open_ones = KeptPrograms(str(pins)), KeptPrograms(str(tmp_path))
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    for each in (kept, open_ones):
+        each.prune(list)
+        each.keep(plan)
+        each.prune(lambda: [plan])
+    paths = sorted((pins / "nri-dranet").iterdir())
+    assert len(paths) == 6
+    program = busy.programs()[0][1]
+    path = pins / "nri-dranet" / f"program-{program}"
+    path.unlink()
+    with kept.opened([program]) as opened:
+        assert opened == {}
+    pin(busy.keep(load(SCHED_CLS)), path)
+    with kept.opened([program]) as opened:
+        assert opened == {}
+    kept.keep(plan)
+    with kept.opened([program, 2**31 - 1]) as opened, open_ones.opened([program]) as others:
+        assert list(opened) == list(others) == [program]
+    (pins / "nri-dranet" / "program-77x").mkdir()
+    for each in (kept, open_ones):
+        each.prune(list)
+        each.prune(list)
+    assert [one.name for one in (pins / "nri-dranet").iterdir()] == ["program-77x"]
+    # The one that this test itself keeps open.
+    assert len(os.listdir("/proc/self/fd")) == before + 1  # noqa: PTH208
 
 
 def test_xdp_program_held_by_a_link(nic: Nic) -> None:
