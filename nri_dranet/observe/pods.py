@@ -42,6 +42,7 @@ _GATHER: Final = 0.05
 # A report that follows another within this time doubles the wait for the next, up to the longest.
 _CALM: Final = 10.0
 _LONGEST: Final = 5.0
+_MOST_DOUBLINGS: Final = 10
 # How often a namespace is looked at that could not be listened to or looked at.
 _RETRY: Final = 2.0
 # How often a claim with an RDMA device is looked at: the kernel has no event for the state of its port.
@@ -75,7 +76,7 @@ class _Watch:
         """Return how long to wait for the next report: ever longer while one follows the other."""
         if now - self.reported > _CALM:
             self.streak = 0
-        return min(_GATHER * (1 << self.streak), _LONGEST)
+        return min(_GATHER * (1 << min(self.streak, _MOST_DOUBLINGS)), _LONGEST)
 
     def remember(self, facts: Iterable[DeviceFacts]) -> None:
         self.facts = tuple(facts)

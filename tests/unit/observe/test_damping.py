@@ -84,6 +84,13 @@ def test_flapping_is_reported_ever_more_slowly(observer: Any, clock: Clock) -> N
     observer._watches.clear()
 
 
+def test_flapping_for_days_is_still_looked_at(clock: Clock) -> None:
+    """However many reports follow one another, the wait is five seconds."""
+    watch = _watch(_facts())
+    watch.reported, watch.streak = clock.now, 100_000
+    assert watch.pause(clock.now) == 5.0
+
+
 def test_calm_makes_it_quick_again(observer: Any, clock: Clock) -> None:
     """After ten seconds without a report the next change is looked at soon."""
     watch = _watch(_facts())

@@ -6,7 +6,6 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -20,6 +19,7 @@ from nri_dranet.status.conditions import OWN_TYPES
 from nri_dranet.status.wire import StatusWire
 from nri_dranet.status.writer import StatusWriter
 from nri_dranet.testing.apiserver import ApiServerStandIn
+from tests.unit.status.quick import Memory, hurried, kill
 
 CLAIMS = "/apis/resource.k8s.io/v1/namespaces/default/resourceclaims"
 SPEC = {"devices": {"requests": [{"name": "r0", "exactly": {"deviceClassName": "class"}}]}}
@@ -31,29 +31,6 @@ PROBED = {
     "message": "",
     "lastTransitionTime": "2026-01-01T00:00:00Z",
 }
-QUICK = {"_FIRST_PAUSE": 0.01, "_LONGEST_PAUSE": 0.05, "_AWAY_PAUSE": 0.02, "_RETURN_SPREAD": 0.01,
-         "_REPAIR_PAUSE": 0.01, "_MAX_REPAIR_PAUSE": 0.02, "_LOOK_FIRST_SECONDS": 0.05, "_REFUSED_PAUSE": 0.05,
-         "_DRAIN_SECONDS": 0.1, "UNKNOWN_DELAY": 0.05}  # fmt: skip
-
-
-class Memory:
-    """The journal, which outlives the writer."""
-
-    def __init__(self) -> None:
-        """Begin empty."""
-        self.rows: dict[str, ClaimFacts] = {}
-
-    def put_status(self, facts: ClaimFacts) -> None:
-        """Keep."""
-        self.rows[facts.ref.uid] = facts
-
-    def status_written(self, uid: str) -> None:
-        """Forget."""
-        self.rows.pop(uid, None)
-
-    def pending_statuses(self) -> list[ClaimFacts]:
-        """Return all."""
-        return list(self.rows.values())
 
 
 class Histories(RuleBasedStateMachine):
@@ -62,9 +39,7 @@ class Histories(RuleBasedStateMachine):
     def __init__(self) -> None:
         """Start the API server and a first writer."""
         super().__init__()
-        self.patches = [mock.patch.object(module, name, value) for name, value in QUICK.items()]
-        for patch in self.patches:
-            patch.start()
+        self.hurry = hurried()
         self.api = ApiServerStandIn()
         self.api.start()
         self.folder = tempfile.TemporaryDirectory()
@@ -129,14 +104,7 @@ class Histories(RuleBasedStateMachine):
     @rule()
     def crash(self) -> None:
         """The program dies without a word; the next one looks at the device and says what it is."""
-        dead = self.writer
-        dead._store = Memory()
-        dead._entries = {}
-        dead._stopping = True
-        with dead._changed:
-            dead._changed.notify_all()
-        for thread in dead._threads:
-            thread.join(10)
+        kill(self.writer)
         self.writer = self.new_writer()
         self.told = False
         if self.last is not None and self.last.devices[0].phase in module._PASSING:
@@ -157,6 +125,11 @@ class Histories(RuleBasedStateMachine):
         self.api.merge(f"{CLAIMS}/c1/status", {"status": {"devices": entries or None}}, "somebody")
         self.foreign = False
         self.show()
+
+    @rule(held=st.booleans())
+    def forget(self, held: bool) -> None:
+        """The node looks which claims it holds: this one, or it is released. What waits is written all the same."""
+        self.writer.forget([self.ref.uid] if held else [])
 
     @rule()
     def somebody_adds(self) -> None:
@@ -190,8 +163,7 @@ class Histories(RuleBasedStateMachine):
             self.client.close()
             self.api.stop()
             self.folder.cleanup()
-            for patch in self.patches:
-                patch.stop()
+            self.hurry.close()
 
     def rest(self) -> None:
         """Wait until nothing waits any more, and compare."""
