@@ -90,6 +90,8 @@ EVENTS: Final[dict[str, str]] = {
     "ReceiptNotRemoved": "the CDI file of a claim could not be removed",
     "RecordQuarantined": "the node's record of a claim could not be read and was set aside",
     "FilterRefused": "the annotation of the node is no filter expression; the filter that counted before counts on",
+    "SliceFieldDropped": "the API server drops a field of the devices that it does not know or has off",
+    "DeviceRefused": "the API server refuses a device, which is left out of the slices",
     "JournalDamaged": "the node's journal could not be read, or not all of it; claims were restored from copies",
     "RDMAModeSwitched": "the node's RDMA mode was switched between Prepare and attach",
     "PodEvicted": "the pod ran without its device and could not get it late (--end-unattached-pods)",
