@@ -59,6 +59,7 @@ class World:
         kubelet: The kubelet.
         client: A CRI client of the node's runtime.
         daemon: The daemon, None before its first start.
+        former: The daemon before, while it runs beside the one that was started after it.
     """
 
     def __init__(self, node: Node, client: CriClient) -> None:
@@ -71,6 +72,7 @@ class World:
         self.node = node
         self.client = client
         self.daemon: Program | None = None
+        self.former: Program | None = None
         self._numbers = itertools.count(1)
         registry = node.work / "kubelet" / "plugins_registry"
         registry.mkdir(parents=True)
@@ -90,8 +92,9 @@ class World:
 
     def close(self) -> None:
         """End the daemon and the stand-ins."""
-        if self.daemon is not None:
-            self.daemon.kill()
+        for daemon in (self.former, self.daemon):
+            if daemon is not None:
+                daemon.kill()
         self.kubelet.stop()
         self.api.stop()
 
@@ -124,6 +127,39 @@ class World:
         )
         if wait:
             self.wait_ready()
+
+    def start_successor(self, *flags: str) -> None:
+        """Start another daemon beside the one that runs; wait until it is ready.
+
+        Args:
+            flags: As for :meth:`start_daemon`.
+
+        Raises:
+            NodeError: It ended, or it did not take over.
+        """
+        times = self.said("this one stands by")
+        self.former = self.daemon
+        self.start_daemon(*flags, wait=False)
+        self.wait_for(lambda: self.said("this one stands by") > times, "the former daemon stands by")
+        self.wait_ready()
+
+    def stop_former(self) -> int:
+        """End the former daemon and return its exit code.
+
+        Raises:
+            NodeError: It does not end.
+        """
+        former, self.former = self.former, None
+        return former.stop() if former is not None else 0
+
+    def said(self, text: str) -> int:
+        """Return how often the daemons have logged a text.
+
+        Args:
+            text: The text.
+        """
+        log = self.daemon.log.read_text(encoding="utf-8", errors="replace") if self.daemon is not None else ""
+        return log.count(text)
 
     def kill_daemon(self) -> None:
         """End the daemon as a crash does."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import signal
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from hack.cri import CriError
-from hack.node import NRI_SOCKET
+from hack.node import NRI_SOCKET, NodeError
 from hack.plugin import RUN, Plugin, RefusedError
+from nri_dranet.testing.kubelet import KubeletError
 
 if TYPE_CHECKING:
     from hack.world import World
@@ -301,3 +303,68 @@ def test_a_second_pod_on_a_held_claim_is_refused(world: World) -> None:
         world.client.run_sandbox(second.cri)
     assert world.state("eth99", netns=world.client.netns(sandbox))["up"], "the first pod is not touched"
     world.end(sandbox)
+
+
+class Load:
+    """Pods that start and end one after the other, each with the interface. Whatever fails is remembered."""
+
+    def __init__(self, world: World) -> None:
+        self.wrong: list[str] = []
+        self.count = 0
+        self._world = world
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        while not self._over.is_set() and not self.wrong:
+            try:
+                self._one()
+            except (AssertionError, CriError, KubeletError, NodeError) as error:
+                self.wrong.append(f"pod {self.count}: {error}")
+            self.count += 1
+
+    def _one(self) -> None:
+        world = self._world
+        pod = world.pod(f"load{self.count}", "claim")
+        cdi = world.prepare(pod)
+        sandbox = world.client.run_sandbox(pod.cri)
+        container = world.container(sandbox, pod, cdi)
+        assert "169.254.169.13/32" in world.client.exec(container, "ip", "address", "show", "dev", "eth99")
+        # As kubelet does. A sandbox that is removed with its containers takes a lock of containerd's twice, which
+        # blocks it for ever when a plugin joins in between.
+        world.client.remove_container(container)
+        world.end(sandbox)
+        world.unprepare(pod)
+
+    def go_on(self) -> None:
+        """Wait until three more pods have come and gone."""
+        until = self.count + 3
+        self._world.wait_for(lambda: self.count >= until or self.wrong, "pods come and go")
+        assert not self.wrong
+
+    def __enter__(self) -> Load:  # noqa: PYI034 - not for subclasses
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+def test_pods_start_while_a_newer_daemon_takes_over(world: World) -> None:
+    """Two plugins of one name and index are joined for a moment: one acts, no pod waits, none is attached late."""
+    flags = [f"--pod-uid=6c9d1a4e-0000-4000-8000-00000000000{number}" for number in range(3)]
+    world.start_daemon(flags[0])
+    before = world.nic("nic1", address="192.0.2.10/24")
+    world.claim("claim", "nic1", config=EXAMPLE)
+    with Load(world) as load:
+        for flag in flags[1:]:
+            load.go_on()
+            world.start_successor(flag)
+            load.go_on()
+            assert world.stop_former() == 0
+        load.go_on()
+    assert not load.wrong
+    assert not world.said("attached late")
+    assert world.said("took over from another instance") == 2
+    assert world.state("nic1") == before
