@@ -1,7 +1,7 @@
-"""SIGKILL before and after every durable step of an attach and of a detach, for one and for three devices.
+"""SIGKILL before and after all that outlives the process of an attach and of a detach, for one and for three devices.
 
-A child process runs the keeper over the real kernel, journal and receipts, and kills itself at the n-th step. A fresh
-keeper over the same files then ends with the pod attached, or with the host exactly as before.
+A child process runs the keeper over the real kernel, journal and receipts, and kills itself after the n-th step. A
+fresh keeper over the same files then ends with the pod attached, or with the host exactly as before.
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from nri_dranet.attach import sysctl
 from nri_dranet.attach.engine import Engine
 from nri_dranet.attach.snapshot import take_snapshot
 from nri_dranet.claims.lifecycle import State
 from nri_dranet.claims.model import ClaimRef, DeviceKey, PodRef
 from nri_dranet.claims.plan import ClaimPlan, DeviceKind, DevicePlan, PodState
-from nri_dranet.netlink.model import Address
+from nri_dranet.netlink.model import Address, Neighbour, Route, Rule
 from nri_dranet.netlink.namespaces import NetNs
 from nri_dranet.netlink.sockets import RtnlSocket
+from nri_dranet.netlink.transport import Answer, KernelSocket
+from nri_dranet.receipt.metadata import MetadataFiles
 from nri_dranet.receipt.receipts import Receipts
 from nri_dranet.reconcile.keeper import Keeper
 from nri_dranet.reconcile.ports import Inlets, Outlets
@@ -36,6 +39,8 @@ from nri_dranet.store.journal import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from nri_dranet.netlink.codec import Request
 
 # The child runs the keeper alone and ends by a signal; it shares nothing with threads that other tests may have left.
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
@@ -57,40 +62,68 @@ class Deaf:
 
 
 class Bomb:
-    """Counts the durable steps of this process and kills it at one of them."""
+    """Counts what this process leaves behind for the next one, and kills it after one of these steps.
+
+    Steps are: every write of the journal and of its copies, every netlink message that changes something, every sysctl,
+    and everything that happens to the files of receipts and metadata. Before the first nothing has happened; between
+    two of them nothing does that would outlive the process, so that after one is before the next.
+    """
 
     def __init__(self, at: int) -> None:
-        self._at = at
-        self._count = 0
+        self._left = at
 
-    def step(self) -> None:
-        """Count a step."""
-        if self._count == self._at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self._count += 1
+    def step(self, room: int = 1) -> int:
+        """Count up to ``room`` steps; tell how many may be made before it is over."""
+        made = min(room, self._left)
+        self._left -= made
+        return made
 
-    def around(self, owner: type, name: str) -> None:
-        """Count a step before each call of a method and one after it."""
+    def die(self) -> None:
+        """End as by ``kill -9``."""
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def after(self, owner: Any, name: str) -> None:
+        """Count a step with each call."""
         real = getattr(owner, name)
 
         def wrapped(*arguments: Any, **options: Any) -> Any:
-            self.step()
-            result = real(*arguments, **options)
-            self.step()
-            return result
+            if not self.step():
+                self.die()
+            return real(*arguments, **options)
 
         setattr(owner, name, wrapped)
 
+    def messages(self) -> None:
+        """Count each netlink message of all sockets; of a batch, those before the end are sent."""
+        real = KernelSocket.exchange
+
+        def exchange(this: KernelSocket, requests: Sequence[Request], **options: Any) -> list[Answer]:
+            changing = [place for place, request in enumerate(requests) if not _reads(request)]
+            made = self.step(len(changing))
+            if made < len(changing):
+                real(this, requests[: changing[made]], **options)
+                self.die()
+            return real(this, requests, **options)
+
+        KernelSocket.exchange = exchange  # type: ignore[method-assign, assignment]
+
     def arm(self) -> None:
-        """Count every journal write, every receipt that is written or removed, and the engine's work."""
+        """Count from now on."""
         for name in ("put", "update", "set_facts", "remove"):
-            self.around(Journal, name)
+            self.after(Journal, name)
         for name in ("write", "remove"):
-            self.around(Copies, name)
-        for name in ("_write", "_path", "remove"):
-            self.around(Receipts, name)
-        for name in ("attach", "detach"):
-            self.around(Engine, name)
+            self.after(Copies, name)
+        for name in ("rename", "unlink"):
+            self.after(Path, name)
+        for name in ("pwrite", "ftruncate"):
+            self.after(os, name)
+        self.after(sysctl, "_write")
+        self.messages()
+
+
+def _reads(request: Request) -> bool:
+    """Tell whether a message changes nothing: the types of rtnetlink come in fours, of which the third one asks."""
+    return request.type < 128 and request.type % 4 == 2
 
 
 @dataclass
@@ -107,7 +140,7 @@ class Node:
         journal = Journal(self.folder / "journal.db", "boot")
         with NetNs.current() as host:
             engine = Engine(host_netns=host)
-            receipts = Receipts(self.folder / "cdi", "dra.net")
+            receipts = Receipts(self.folder / "cdi", "dra.net", MetadataFiles(self.folder / "metadata", "dra.net"))
             outlets = Outlets(
                 facts=lambda _: None,
                 event=lambda *_: None,
@@ -130,8 +163,9 @@ class Node:
         journal.close()
 
     def receipts(self) -> list[Path]:
-        """Return what is in the CDI folder, hidden files too."""
-        return sorted((self.folder / "cdi").iterdir()) if (self.folder / "cdi").exists() else []
+        """Return the receipts and the metadata files, hidden ones too."""
+        folders = [folder for folder in (self.folder / "cdi", self.folder / "metadata") if folder.exists()]
+        return sorted(path for folder in folders for path in folder.iterdir())
 
     def in_pod(self) -> str:
         """Return the pod's interfaces."""
@@ -143,6 +177,16 @@ class Node:
         for path in [*self.folder.glob("journal*/*"), *self.folder.glob("journal*"), *self.receipts()]:
             if path.is_file():
                 path.unlink()
+
+
+def sysctls(name: str) -> dict[str, str]:
+    """Return all sysctls of an interface of the host that can be read."""
+    found = {}
+    for family in ("ipv4", "ipv6"):
+        for path in Path(f"/proc/sys/net/{family}/conf/{name}").iterdir():
+            with contextlib.suppress(OSError):
+                found[f"{family}/{path.name}"] = path.read_text()
+    return found
 
 
 def dies(call: Callable[[], None]) -> bool:
@@ -191,7 +235,16 @@ def make_node(tmp_path: Path) -> Iterator[Callable[[int], Node]]:
             request=f"r{index}",
             kind=DeviceKind.INTERFACE,
             host=state,
-            pod=PodState(name=f"net{index}", mtu=1400, addresses=(address,)),
+            pod=PodState(
+                name=f"net{index}",
+                mtu=1400,
+                hardware_address=f"02:00:00:00:77:0{index}",
+                addresses=(address,),
+                routes=(Route(family=2, destination=f"10.10{index}.0.0/16", gateway=f"10.9.{index}.2", scope=0),),
+                rules=(Rule(family=2, source=f"10.9.{index}.0/24", table=201, priority=501 + index),),
+                neighbours=(Neighbour(family=2, address=f"10.9.{index}.9", hardware_address="02:00:00:00:78:09"),),
+                sysctls={"ipv4/conf/arp_ignore": "2", "ipv4/conf/forwarding": "1"},
+            ),
             receipt_id=f"dra.net/device={name}",
         )
 
@@ -246,7 +299,7 @@ def test_killed_at_every_step_of_an_attach(
 ) -> None:
     """The sandbox runs: attached, with its receipts. It does not: the host is exactly as before, no receipt is left."""
     node = make_node(count)
-    before = {name: host_state(name) for name in NAMES[:count]}
+    before = {name: (host_state(name), sysctls(name)) for name in NAMES[:count]}
     at, died = 0, True
     while died:
         for runs in (True, False):
@@ -257,13 +310,13 @@ def test_killed_at_every_step_of_an_attach(
                 assert next_life(node, [node.sandbox]) is State.ATTACHED
                 shown = node.in_pod()
                 assert all(f"net{i} " in shown and f"10.9.{i}.1/24" in shown for i in range(count))
-                assert len(node.receipts()) == count
+                assert len(node.receipts()) == 2 * count
             assert next_life(node, []) is State.PREPARED
-            assert {name: host_state(name) for name in before} == before
+            assert {name: (host_state(name), sysctls(name)) for name in before} == before
             assert node.receipts() == []
         at += 1
-    # Two rows and the engine's work, before and after each, and at least three steps a receipt.
-    assert at > 6 + 3 * count
+    # Two rows, and a device's nine messages, its sysctl and the three steps of its two files.
+    assert at > 2 + 13 * count
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -272,7 +325,7 @@ def test_killed_at_every_step_of_a_detach(
 ) -> None:
     """The host is exactly as before, no receipt is left, and the claim can be attached again."""
     node = make_node(count)
-    before = {name: host_state(name) for name in NAMES[:count]}
+    before = {name: (host_state(name), sysctls(name)) for name in NAMES[:count]}
     at, died = 0, True
     while died:
         node.wipe()
@@ -280,10 +333,10 @@ def test_killed_at_every_step_of_a_detach(
         attach(node)
         died = dies(partial(detach, node, Bomb(at)))
         assert next_life(node, []) is State.PREPARED
-        assert {name: host_state(name) for name in before} == before
+        assert {name: (host_state(name), sysctls(name)) for name in before} == before
         assert node.receipts() == []
         at += 1
-    assert at > 6 + count
+    assert at > 2 + 10 * count
 
 
 def test_killed_between_the_rows_of_two_claims(
@@ -291,7 +344,7 @@ def test_killed_between_the_rows_of_two_claims(
 ) -> None:
     """Two claims of one pod: whichever row was written last, both end attached, and both come home."""
     node = make_node(3)
-    before = {name: host_state(name) for name in NAMES}
+    before = {name: (host_state(name), sysctls(name)) for name in NAMES}
     first = replace(node.plan, devices=node.plan.devices[:1])
     other = replace(node.plan, ref=ClaimRef("default", "d", "u2"), devices=node.plan.devices[1:])
     at, died = 0, True
@@ -306,6 +359,6 @@ def test_killed_between_the_rows_of_two_claims(
                 keeper.synchronize(sandboxes)
                 reconciler.sweep()
                 assert [record.state for record in keeper.journal.records()] == [state, state]
-        assert {name: host_state(name) for name in before} == before
+        assert {name: (host_state(name), sysctls(name)) for name in before} == before
         assert node.receipts() == []
         at += 4
