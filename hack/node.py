@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
-from hack import cgroups, cri, images, parts
+from hack import cgroups, containerd_config, cri, images, parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 # The pods' own network, seen in the node alone.
 POD_NETWORK = "10.233.0.0/16"
 
-NRI_SOCKET = "/run/nri/nri.sock"
-CDI_DIR = "/run/cdi"
+NRI_SOCKET = containerd_config.NRI_SOCKET
+CDI_DIR = containerd_config.CDI_DIR
 
 # What containerd is given to start, e.g. with its images' database made for the first time.
 START = 30.0
@@ -60,42 +60,6 @@ cd /
 trap '' CHLD
 echo ready
 exec sleep 2147483647
-"""
-
-_CONFIG_2 = """version = 3
-root = '{work}/root'
-state = '/run/containerd'
-[grpc]
-address = '{socket}'
-[plugins.'io.containerd.cri.v1.images'.pinned_images]
-sandbox = '{pause}'
-[plugins.'io.containerd.cri.v1.runtime']
-restrict_oom_score_adj = true
-cdi_spec_dirs = ['{cdi}']
-[plugins.'io.containerd.cri.v1.runtime'.cni]
-bin_dirs = ['{cni}']
-conf_dir = '{work}/cni'
-[plugins.'io.containerd.nri.v1.nri']
-plugin_request_timeout = '{timeout}'
-"""
-
-# 1.7: NRI and CDI are off unless asked for.
-_CONFIG_1 = """version = 2
-root = '{work}/root'
-state = '/run/containerd'
-[grpc]
-address = '{socket}'
-[plugins.'io.containerd.grpc.v1.cri']
-sandbox_image = '{pause}'
-restrict_oom_score_adj = true
-enable_cdi = true
-cdi_spec_dirs = ['{cdi}']
-[plugins.'io.containerd.grpc.v1.cri'.cni]
-bin_dir = '{cni}'
-conf_dir = '{work}/cni'
-[plugins.'io.containerd.nri.v1.nri']
-disable = false
-plugin_request_timeout = '{timeout}'
 """
 
 
@@ -367,25 +331,15 @@ class Node:
                 self.runtime.stop()
 
     def _configure(self) -> None:
-        template = _CONFIG_1 if self.containerd.version.startswith("1.") else _CONFIG_2
-        values = {
-            "work": self.work,
-            "socket": self.socket,
-            "pause": images.PAUSE,
-            "cdi": CDI_DIR,
-            "cni": self._cni,
-            "timeout": self._request_timeout,
-        }
-        (self.work / "containerd.toml").write_text(template.format_map(values), encoding="utf-8")
-        (self.work / "cni").mkdir()
-        bridge = {
-            "type": "bridge",
-            "bridge": "pods0",
-            "isGateway": True,
-            "ipam": {"type": "host-local", "ranges": [[{"subnet": POD_NETWORK}]], "routes": [{"dst": "0.0.0.0/0"}]},
-        }
-        network = {"cniVersion": "1.0.0", "name": "pods", "plugins": [bridge]}
-        (self.work / "cni" / "10-pods.conflist").write_text(json.dumps(network), encoding="utf-8")
+        containerd_config.write(
+            self.work,
+            self.containerd.version,
+            root=self.work / "root",
+            socket=self.socket,
+            cni=self._cni,
+            pods={"subnet": POD_NETWORK},
+            timeout=self._request_timeout,
+        )
 
     def _import_images(self) -> None:
         self.run("ctr", "--address", self.socket, "--namespace", "k8s.io", "images", "import", self._archive)

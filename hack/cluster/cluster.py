@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hack import images, parts
-from hack.cluster import files
+from hack.cluster import files, sysctls
 from hack.cluster.host import LAYERED, ClusterError, Host
 
 if TYPE_CHECKING:
@@ -30,16 +30,6 @@ if TYPE_CHECKING:
 
 # What a component, or the first node, is given to serve.
 START = 90.0
-
-# kubelet sets these for the whole machine.
-_SYSCTLS = (
-    "kernel/panic",
-    "kernel/panic_on_oops",
-    "kernel/keys/root_maxkeys",
-    "kernel/keys/root_maxbytes",
-    "vm/overcommit_memory",
-    "vm/panic_on_oom",
-)
 
 # Of this process's variables, what would tell programs inside of another cluster or of systemd.
 _FOREIGN = ("KUBERNETES_", "KUBECONFIG", "NOTIFY_SOCKET", "LISTEN_")
@@ -167,7 +157,7 @@ class Cluster:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.hosts = [self._host(f"node-{number}") for number in range(1, nodes + 1)]
         self._save()
-        self._note_sysctls()
+        sysctls.note(self.folder, _runs)
         try:
             self._up(versions, archive, dict(gates or {}))
         except BaseException:
@@ -250,7 +240,7 @@ class Cluster:
         """
         for host in self.hosts:
             host.down()
-        self._restore_sysctls()
+        sysctls.restore(self.folder, _runs)
         self.remove()
 
     def remove(self) -> None:
@@ -269,19 +259,6 @@ class Cluster:
             shutil.rmtree(self.folder / name, ignore_errors=True)
         self._record.unlink(missing_ok=True)
         self.hosts, self.components = [], {}
-
-    def _note_sysctls(self) -> None:
-        noted = {name: Path("/proc/sys", name).read_text(encoding="ascii").strip() for name in _SYSCTLS}
-        (self.folder / "sysctls.json").write_text(json.dumps(noted), encoding="ascii")
-
-    def _restore_sysctls(self) -> None:
-        path = self.folder / "sysctls.json"
-        with contextlib.suppress(FileNotFoundError):
-            for name, value in json.loads(path.read_text(encoding="ascii")).items():
-                there = Path("/proc/sys", name)
-                if there.read_text(encoding="ascii").strip() != value:
-                    there.write_text(value, encoding="ascii")
-            path.unlink()
 
     # components
 
@@ -539,6 +516,10 @@ class Cluster:
             return False
 
         wait(usable, f"{name} is ready")
+
+
+def _runs(folder: Path) -> bool:
+    return any(host.pid("host") for host in Cluster(folder).hosts)
 
 
 def default_folder() -> Path:

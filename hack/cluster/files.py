@@ -13,7 +13,7 @@ import subprocess
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hack import images
+from hack import containerd_config
 from hack.cluster.host import ClusterError
 
 if TYPE_CHECKING:
@@ -32,38 +32,6 @@ _USERS = {
     "controller-manager": ("system:kube-controller-manager", ""),
     "scheduler": ("system:kube-scheduler", ""),
 }
-
-# restrict_oom_score_adj: without CAP_SYS_RESOURCE runc could not start a sandbox.
-_CONTAINERD_2 = """version = 3
-root = '/var/lib/containerd'
-state = '/run/containerd'
-[grpc]
-address = '{socket}'
-[plugins.'io.containerd.cri.v1.images'.pinned_images]
-sandbox = '{pause}'
-[plugins.'io.containerd.cri.v1.runtime']
-restrict_oom_score_adj = true
-[plugins.'io.containerd.cri.v1.runtime'.cni]
-bin_dirs = ['{cni}']
-conf_dir = '{etc}/cni'
-"""
-
-# 1.7: NRI and CDI are off unless asked for.
-_CONTAINERD_1 = """version = 2
-root = '/var/lib/containerd'
-state = '/run/containerd'
-[grpc]
-address = '{socket}'
-[plugins.'io.containerd.grpc.v1.cri']
-sandbox_image = '{pause}'
-restrict_oom_score_adj = true
-enable_cdi = true
-[plugins.'io.containerd.grpc.v1.cri'.cni]
-bin_dir = '{cni}'
-conf_dir = '{etc}/cni'
-[plugins.'io.containerd.nri.v1.nri']
-disable = false
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,25 +186,16 @@ def _control_plane(layout: Layout, host: str) -> None:
 
 def _node(layout: Layout, host: Host, number: int) -> None:
     etc = host.folder / "etc"
-    (etc / "cni").mkdir(parents=True, exist_ok=True)
     pods = {"subnet": f"10.244.{number}.0/24", "rangeStart": f"10.244.{number}.10", "gateway": address(number)}
-    bridge = {
-        "type": "bridge",
-        "bridge": "pods0",
-        "isGateway": True,
-        "ipam": {"type": "host-local", "ranges": [[pods]], "routes": [{"dst": "0.0.0.0/0"}]},
-    }
-    network = {"cniVersion": "1.0.0", "name": "pods", "plugins": [bridge]}
-    (etc / "cni" / "10-pods.conflist").write_text(json.dumps(network), encoding="utf-8")
-    template = _CONTAINERD_1 if layout.containerd.startswith("1.") else _CONTAINERD_2
-    values = {"socket": _CONTAINERD, "pause": images.PAUSE, "cni": layout.cni, "etc": etc}
-    (etc / "containerd.toml").write_text(template.format_map(values), encoding="utf-8")
+    runtime = containerd_config.write(
+        etc, layout.containerd, root="/var/lib/containerd", socket=_CONTAINERD, cni=layout.cni, pods=pods
+    )
     (etc / "kubelet.yaml").write_text(json.dumps(_kubelet(layout, host)), encoding="utf-8")
     kubelet = ["kubelet", f"--config={etc}/kubelet.yaml", f"--kubeconfig={layout.kubeconfig(host.name)}", "--v=2"]
     kubelet += [f"--hostname-override={host.name}", f"--node-ip={address(number)}"]
     prefix = "" if number == 1 else f"{host.name}/"
     layout.components |= {
-        f"{prefix}containerd": Component(host.name, ["containerd", "--config", f"{etc}/containerd.toml"]),
+        f"{prefix}containerd": Component(host.name, ["containerd", "--config", str(runtime)]),
         f"{prefix}kubelet": Component(host.name, kubelet, "http://127.0.0.1:10248/healthz"),
     }
 

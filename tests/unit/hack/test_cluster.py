@@ -10,8 +10,7 @@ import pytest
 
 from hack import parts
 from hack.cluster import __main__ as command
-from hack.cluster import cluster as clusters
-from hack.cluster import files
+from hack.cluster import files, sysctls
 from hack.cluster.cluster import Cluster, Versions
 from hack.cluster.host import ClusterError, Host
 
@@ -58,17 +57,57 @@ def test_a_cluster_that_is_down_says_so(tmp_path: Path, capsys: pytest.CaptureFi
     assert command.main(["--dir", str(tmp_path), "down"]) == 0
 
 
-def test_sysctls_are_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What kubelet changed has its value of before, what it did not is not written."""
-    knobs = tmp_path / "knobs"
-    knobs.mkdir()
-    (knobs / "panic").write_text("0\n", encoding="ascii")
-    monkeypatch.setattr(clusters, "_SYSCTLS", (str(knobs / "panic"),))
-    cluster = Cluster(tmp_path)
-    cluster._note_sysctls()
-    (knobs / "panic").write_text("10\n", encoding="ascii")
-    cluster.down()
-    assert (knobs / "panic").read_text(encoding="ascii") == "0"
+@pytest.fixture
+def knob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a sysctl that stands for those that kubelet sets."""
+    (tmp_path / "kernel" / "random").mkdir(parents=True)
+    (tmp_path / "kernel" / "random" / "boot_id").write_text("first\n", encoding="ascii")
+    knob = tmp_path / "kernel" / "panic"
+    knob.write_text("0\n", encoding="ascii")
+    monkeypatch.setattr(sysctls, "_TREE", tmp_path)
+    monkeypatch.setattr(sysctls, "NAMES", ("kernel/panic",))
+    monkeypatch.setattr(sysctls, "RECORD", tmp_path / "record.json")
+    return knob
+
+
+def test_sysctls_are_put_back(knob: Path, tmp_path: Path) -> None:
+    """What kubelet changed has its value of before."""
+    sysctls.note(tmp_path, lambda _: True)
+    knob.write_text("10\n", encoding="ascii")
+    Cluster(tmp_path).down()
+    assert knob.read_text(encoding="ascii") == "0"
+
+
+def test_sysctls_are_put_back_by_the_last_of_two_clusters(knob: Path, tmp_path: Path) -> None:
+    """The second cluster takes the first one's values for the machine's no more than the first puts them back early."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    sysctls.note(one, lambda _: True)
+    knob.write_text("10\n", encoding="ascii")
+    sysctls.note(two, lambda _: True)
+    sysctls.restore(one, lambda _: True)
+    assert knob.read_text(encoding="ascii") == "10\n"
+    sysctls.restore(two, lambda _: True)
+    assert knob.read_text(encoding="ascii") == "0"
+    knob.write_text("5", encoding="ascii")
+    sysctls.restore(two, lambda _: True)
+    assert knob.read_text(encoding="ascii") == "5", "what nobody noted is nobody's to put back"
+
+
+def test_sysctls_of_a_cluster_that_was_killed(knob: Path, tmp_path: Path) -> None:
+    """It never put them back: the next one does, but not those of before the machine's last start."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    sysctls.note(one, lambda _: True)
+    knob.write_text("10\n", encoding="ascii")
+    sysctls.note(two, lambda folder: folder == two)
+    sysctls.restore(two, lambda folder: folder == two)
+    assert knob.read_text(encoding="ascii") == "0"
+    sysctls.note(one, lambda _: True)
+    (tmp_path / "kernel" / "random" / "boot_id").write_text("second\n", encoding="ascii")
+    knob.write_text("7", encoding="ascii")
+    sysctls.note(two, lambda folder: folder == two)
+    knob.write_text("10", encoding="ascii")
+    sysctls.restore(two, lambda folder: folder == two)
+    assert knob.read_text(encoding="ascii") == "7"
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")

@@ -1,0 +1,89 @@
+"""What a containerd of the tests is configured with, for the runtime tests' node and for the cluster's hosts alike."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from hack import images
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+NRI_SOCKET = "/run/nri/nri.sock"
+CDI_DIR = "/run/cdi"
+
+# restrict_oom_score_adj: without CAP_SYS_RESOURCE runc could not start a sandbox.
+_VERSION_2 = """version = 3
+root = '{root}'
+state = '/run/containerd'
+[grpc]
+address = '{socket}'
+[plugins.'io.containerd.cri.v1.images'.pinned_images]
+sandbox = '{pause}'
+[plugins.'io.containerd.cri.v1.runtime']
+restrict_oom_score_adj = true
+cdi_spec_dirs = ['{cdi}']
+[plugins.'io.containerd.cri.v1.runtime'.cni]
+bin_dirs = ['{cni}']
+conf_dir = '{folder}/cni'
+[plugins.'io.containerd.nri.v1.nri']
+plugin_request_timeout = '{timeout}'
+"""
+
+# 1.7: NRI and CDI are off unless asked for.
+_VERSION_1 = """version = 2
+root = '{root}'
+state = '/run/containerd'
+[grpc]
+address = '{socket}'
+[plugins.'io.containerd.grpc.v1.cri']
+sandbox_image = '{pause}'
+restrict_oom_score_adj = true
+enable_cdi = true
+cdi_spec_dirs = ['{cdi}']
+[plugins.'io.containerd.grpc.v1.cri'.cni]
+bin_dir = '{cni}'
+conf_dir = '{folder}/cni'
+[plugins.'io.containerd.nri.v1.nri']
+disable = false
+plugin_request_timeout = '{timeout}'
+"""
+
+
+def write(
+    folder: Path,
+    version: str,
+    *,
+    root: str | Path,
+    socket: str | Path,
+    cni: Path,
+    pods: Mapping[str, str],
+    timeout: str = "2s",
+) -> Path:
+    """Write containerd's configuration and that of its pods' network, a bridge; return the first one's path.
+
+    Args:
+        folder: Where; it is made when it is not there.
+        version: containerd's version.
+        root: Where containerd keeps what it is to have after a restart.
+        socket: Where it serves CRI.
+        cni: The folder of the CNI plugins.
+        pods: The addresses of pods, as CNI's host-local plugin takes them: "subnet" at least.
+        timeout: How long it waits for an NRI plugin's answer.
+    """
+    (folder / "cni").mkdir(parents=True, exist_ok=True)
+    bridge = {
+        "type": "bridge",
+        "bridge": "pods0",
+        "isGateway": True,
+        "ipam": {"type": "host-local", "ranges": [[pods]], "routes": [{"dst": "0.0.0.0/0"}]},
+    }
+    network = {"cniVersion": "1.0.0", "name": "pods", "plugins": [bridge]}
+    (folder / "cni" / "10-pods.conflist").write_text(json.dumps(network), encoding="utf-8")
+    template = _VERSION_1 if version.startswith("1.") else _VERSION_2
+    values = {"root": root, "socket": socket, "cni": cni, "folder": folder, "timeout": timeout}
+    path = folder / "containerd.toml"
+    path.write_text(template.format_map({**values, "pause": images.PAUSE, "cdi": CDI_DIR}), encoding="utf-8")
+    return path
