@@ -133,13 +133,17 @@ class Cluster:
 
     # up and down
 
-    def up(self, versions: Versions, *, nodes: int = 1, gates: Mapping[str, bool] | None = None) -> None:
+    def up(
+        self, versions: Versions, *, nodes: int = 1, gates: Mapping[str, bool] | None = None, tied: bool = False
+    ) -> None:
         """Start the cluster and wait until pods can be made on each node.
 
         Args:
             versions: What it is made of.
             nodes: How many nodes, 1 or 2.
             gates: Feature gates, set in every component.
+            tied: End everything when this process ends, however that ends. Cgroups, files and sysctls then stay until
+                :meth:`down`.
 
         Raises:
             ClusterError: It runs already, or something in it does not start: then it is down again, and the logs stay.
@@ -159,15 +163,15 @@ class Cluster:
         self._save()
         sysctls.note(self.folder, _runs)
         try:
-            self._up(versions, archive, dict(gates or {}))
+            self._up(versions, archive, dict(gates or {}), tied=tied)
         except BaseException:
             self.down()
             raise
 
-    def _up(self, versions: Versions, archive: Path, gates: dict[str, bool]) -> None:
+    def _up(self, versions: Versions, archive: Path, gates: dict[str, bool], *, tied: bool) -> None:
         for host in self.hosts:
             shutil.rmtree(host.folder / "log", ignore_errors=True)
-            host.up()
+            host.up(tied=tied)
         self._connect()
         cni = parts.place(parts.CNI)
         layout = files.Layout(self.folder, versions.containerd.version, cni, gates)

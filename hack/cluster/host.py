@@ -141,8 +141,11 @@ class Host:
         """
         return Path(f"/proc/{self.first()}/root{inside}")
 
-    def up(self) -> None:
+    def up(self, *, tied: bool = False) -> None:
         """Make the namespaces.
+
+        Args:
+            tied: End the host when this process ends, however that ends.
 
         Raises:
             ClusterError: They cannot be made.
@@ -153,6 +156,8 @@ class Host:
             Path(f"{hierarchy}{self.cgroup}").mkdir(parents=True, exist_ok=True)
         log = self.folder / "log" / "host.log"
         command = ["unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "--propagation", "private"]
+        if tied:
+            command = ["setpriv", "--pdeathsig", "KILL", *command, "--kill-child"]
         layered = [each for each in LAYERED if Path(each).is_dir()]
         with log.open("wb") as errors:
             entered = subprocess.Popen(

@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -67,18 +68,35 @@ def restore(cluster: Path, runs: Callable[[Path], bool]) -> None:
 
 @contextlib.contextmanager
 def _record() -> Iterator[dict[str, Any]]:
-    """Read the record, let nobody else change it, write it at the end."""
-    with RECORD.open("a+", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        text = file.read()
+    """Read the record, let nobody else change it, write it at the end; an empty one leaves no file."""
+    with _locked() as file:
         record: dict[str, Any] = {}
         with contextlib.suppress(ValueError):
-            record = json.loads(text)
+            record = json.loads(file.read())
         yield record
-        file.truncate(0)
         if record:
+            file.truncate(0)
             file.write(json.dumps(record))
+        else:
+            RECORD.unlink()
+
+
+@contextlib.contextmanager
+def _locked() -> Iterator[TextIO]:
+    while True:
+        with RECORD.open("a+", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # Who had the lock before may have removed the file.
+            if _is_record(file):
+                file.seek(0)
+                yield file
+                return
+
+
+def _is_record(file: TextIO) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(RECORD.stat(), os.fstat(file.fileno()))
+    return False
 
 
 def _boot() -> str:

@@ -74,7 +74,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     cluster = Cluster(folder)
     versions = Versions.named(request.config.getoption("--kubernetes"), request.config.getoption("--containerd"))
     try:
-        cluster.up(versions)
+        cluster.up(versions, tied=True)
         yield cluster
     finally:
         cluster.down()

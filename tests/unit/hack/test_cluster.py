@@ -88,6 +88,7 @@ def test_sysctls_are_put_back_by_the_last_of_two_clusters(knob: Path, tmp_path: 
     assert knob.read_text(encoding="ascii") == "10\n"
     sysctls.restore(two, lambda _: True)
     assert knob.read_text(encoding="ascii") == "0"
+    assert not sysctls.RECORD.exists()
     knob.write_text("5", encoding="ascii")
     sysctls.restore(two, lambda _: True)
     assert knob.read_text(encoding="ascii") == "5", "what nobody noted is nobody's to put back"
