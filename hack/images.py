@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 BUSYBOX = "localhost/busybox:1"
 PAUSE = "localhost/pause:1"
+# What `image: busybox` means, for the manifests of examples/.
+PUBLIC_BUSYBOX = "docker.io/library/busybox:latest"
 
 # The commands that tests run in containers; each is a link to busybox.
 APPLETS = ("sh", "sleep", "true", "false", "cat", "ls", "ip", "test", "echo", "stat")
@@ -52,9 +54,12 @@ class Image:
     files: Mapping[str, bytes] = field(default_factory=dict)
 
 
+_USERS = {"etc/passwd": b"root:x:0:0:root:/root:/bin/sh\n", "etc/group": b"root:x:0:\n"}
+
 IMAGES = (
     Image(PAUSE, ("/bin/sleep", "2147483647")),
-    Image(BUSYBOX, ("/bin/sh",), {"etc/passwd": b"root:x:0:0:root:/root:/bin/sh\n", "etc/group": b"root:x:0:\n"}),
+    Image(BUSYBOX, ("/bin/sh",), _USERS),
+    Image(PUBLIC_BUSYBOX, ("/bin/sh",), _USERS),
 )
 
 

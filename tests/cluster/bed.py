@@ -13,9 +13,10 @@ from hack.cluster.cluster import wait
 from hack.cluster.host import ClusterError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from hack.cluster.cluster import Cluster
+    from hack.cluster.host import Host
 
 ROOT: Final = Path(__file__).parents[2]
 RELEASE: Final = "nri-dranet"
@@ -44,23 +45,32 @@ class Bed:
 
     # the node
 
-    def ip(self, *arguments: str, netns: str = "") -> Any:
-        """Run ``ip`` on the node, or in one of its named network namespaces, and return its answer, parsed."""
+    def ip(self, *arguments: str, netns: str = "", host: Host | None = None) -> Any:
+        """Run ``ip`` on a node, or in one of its named network namespaces, and return its answer, parsed."""
         inside = ("-n", netns) if netns else ()
-        printed = self.cluster.run("ip", *inside, "-details", "-json", *arguments)
+        printed = self.cluster.run("ip", *inside, "-details", "-json", *arguments, host=host)
         return json.loads(printed) if printed.strip() else []
 
     def make_links(self) -> None:
-        """Make the interfaces, up and without addresses."""
-        for name in LINKS:
-            self.cluster.run("ip", "link", "add", name, "type", "ifb")
-            self.cluster.run("ip", "link", "set", name, "up")
+        """Make the interfaces on every node, up and without addresses."""
+        for host in self.cluster.hosts:
+            for name in LINKS:
+                self.cluster.run("ip", "link", "add", name, "type", "ifb", host=host)
+                self.cluster.run("ip", "link", "set", name, "up", host=host)
 
     def home(self) -> dict[str, tuple[str, ...]]:
-        """Return each of the interfaces that is on the node, with its flags."""
+        """Return each of the interfaces that is on its node, with its flags."""
         return {
-            link["ifname"]: tuple(sorted(link["flags"])) for link in self.ip("link", "show") if link["ifname"] in LINKS
+            f"{host.name}/{link['ifname']}": tuple(sorted(link["flags"]))
+            for host in self.cluster.hosts
+            for link in self.ip("link", "show", host=host)
+            if link["ifname"] in LINKS
         }
+
+    @property
+    def all_links(self) -> set[str]:
+        """The interfaces of all nodes, as :meth:`home` and :meth:`published` name them."""
+        return {f"{host.name}/{name}" for host in self.cluster.hosts for name in LINKS}
 
     # the API
 
@@ -105,12 +115,19 @@ class Bed:
 
     def links(self, pod: str, namespace: str) -> list[dict[str, Any]]:
         """Return what ``ip -j -d addr`` shows in a pod."""
-        address = self.get("pod", pod, namespace)["status"]["podIP"]
-        for netns in self.ip("netns", "list"):
-            shown: list[dict[str, Any]] = self.ip("address", "show", netns=netns["name"])
+        found = self.get("pod", pod, namespace)
+        address = found["status"]["podIP"]
+        host = next(host for host in self.cluster.hosts if host.name == found["spec"]["nodeName"])
+        for shown in self._pods(host):
             if any(entry.get("local") == address for link in shown for entry in link["addr_info"]):
                 return shown
         raise AssertionError(f"no network namespace has the address {address} of {pod}")
+
+    def _pods(self, host: Host) -> Iterator[list[dict[str, Any]]]:
+        """Yield what ``ip -j -d addr`` shows in each pod of a node."""
+        for netns in self.ip("netns", "list", host=host):
+            with contextlib.suppress(ClusterError):  # it ended meanwhile
+                yield self.ip("address", "show", netns=netns["name"], host=host)
 
     def link(self, name: str, pod: str, namespace: str) -> dict[str, Any]:
         """Return one interface of a pod."""
@@ -138,6 +155,18 @@ class Bed:
     def wait_true_status(self, pod: str, namespace: str) -> None:
         """Wait until the statuses of a pod's claims say what its namespace shows."""
         wait(lambda: not self.wrong(pod, namespace), f"the statuses of {pod} are right", 20)
+
+    def wait_true(self, namespace: str) -> None:
+        """Wait until the status of every claim in a namespace says what there is in the node's pods."""
+
+        def wrong() -> list[str]:
+            pods = [links for host in self.cluster.hosts for links in self._pods(host)]
+            return audit.audit_at_rest(self.get("resourceclaims", "", namespace)["items"], pods)
+
+        try:
+            wait(lambda: not wrong(), f"the statuses in {namespace} are right", 20)
+        except ClusterError as error:
+            raise ClusterError(f"{error}: {wrong()}") from None
 
     def wait_home(self, was: dict[str, tuple[str, ...]]) -> None:
         """Wait until every interface is on the node as it was."""
@@ -180,13 +209,17 @@ class Bed:
         return "\n".join(found) or "the driver has no pod"
 
     def published(self) -> set[str]:
-        """Return the names of the devices in the driver's ResourceSlices."""
+        """Return the names of the devices in the driver's ResourceSlices, each with its node."""
         items = self.get("resourceslices", "", "default", f"--field-selector=spec.driver={CLASS}")["items"]
-        return {device["name"] for item in items for device in item["spec"].get("devices", [])}
+        return {
+            f"{item['spec']['nodeName']}/{device['name']}"
+            for item in items
+            for device in item["spec"].get("devices", [])
+        }
 
     def wait_devices(self) -> None:
         """Wait until every interface is published and the driver is ready."""
-        wait(lambda: self.published() >= set(LINKS), f"{', '.join(LINKS)} are published", 60)
+        wait(lambda: self.published() >= self.all_links, f"{', '.join(sorted(self.all_links))} are published", 60)
         rollout = ("rollout", "status", f"daemonset/{RELEASE}", "--timeout=60s")
         self.cluster.kubectl(*rollout, "--namespace", SYSTEM)
 

@@ -69,12 +69,20 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     if given is not None:
         yield Cluster(given)
         return
+    with started(request.config) as cluster:
+        yield cluster
+
+
+@contextlib.contextmanager
+def started(config: pytest.Config, *, nodes: int = 1) -> Iterator[Cluster]:
+    """Run a cluster of the versions that were asked for, as long as the context lasts."""
     _remove_stale()
     folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
     cluster = Cluster(folder)
-    versions = Versions.named(request.config.getoption("--kubernetes"), request.config.getoption("--containerd"))
     try:
-        cluster.up(versions, tied=True)
+        cluster.up(
+            Versions.named(config.getoption("--kubernetes"), config.getoption("--containerd")), nodes=nodes, tied=True
+        )
         yield cluster
     finally:
         cluster.down()
@@ -91,11 +99,17 @@ def _remove_stale() -> None:
 
 
 @pytest.fixture(scope="session")
-def whole_bed(cluster: Cluster, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bed:
+def driver_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make the archive of the driver's image."""
+    return image_archive(tmp_path_factory.mktemp("image"))
+
+
+@pytest.fixture(scope="session")
+def whole_bed(cluster: Cluster, request: pytest.FixtureRequest, driver_image: Path) -> Bed:
     """Put links and the driver's image on the node."""
     bed = Bed(cluster)
     request.config.stash[_BED] = bed
-    cluster.load(image_archive(tmp_path_factory.mktemp("image")))
+    cluster.load(driver_image)
     if not bed.home():
         bed.make_links()
     return bed
@@ -112,9 +126,13 @@ def bed(whole_bed: Bed) -> Iterator[Bed]:
 
 @pytest.fixture
 def namespace(bed: Bed, request: pytest.FixtureRequest) -> Iterator[str]:
-    """Make a namespace, and remove it with everything in it."""
+    """Make a namespace, and remove it with everything in it; until then every claim's status must be true."""
     name = "".join(letter if letter.isalnum() else "-" for letter in request.node.name.lower())[:60].strip("-")
     bed.cluster.kubectl("create", "namespace", name)
-    yield name
-    bed.cluster.kubectl("delete", "pods", "--all", "--namespace", name, "--grace-period=1")
+    try:
+        yield name
+        bed.wait_true(name)
+    finally:
+        bed.cluster.kubectl("delete", "pods", "--all", "--namespace", name, "--grace-period=1")
+    bed.wait_true(name)
     bed.cluster.kubectl("delete", "namespace", name, "--wait=false")

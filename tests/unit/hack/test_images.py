@@ -9,7 +9,7 @@ import json
 import tarfile
 from typing import Any
 
-from hack.images import APPLETS, BUSYBOX, IMAGES, PAUSE, build
+from hack.images import APPLETS, BUSYBOX, IMAGES, PAUSE, PUBLIC_BUSYBOX, build
 
 
 def unpack(archive: bytes) -> dict[str, bytes]:
@@ -32,7 +32,7 @@ def test_an_archive_is_a_whole_image_layout() -> None:
     files = unpack(build(b"program", IMAGES, "amd64"))
     index = json.loads(files["index.json"])
     names = [entry["annotations"]["io.containerd.image.name"] for entry in index["manifests"]]
-    assert names == [PAUSE, BUSYBOX]
+    assert names == [PAUSE, BUSYBOX, PUBLIC_BUSYBOX]
     for entry in index["manifests"]:
         manifest = json.loads(blob(files, entry))
         config = json.loads(blob(files, manifest["config"]))
