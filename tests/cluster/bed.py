@@ -217,6 +217,16 @@ class Bed:
             for device in item["spec"].get("devices", [])
         }
 
+    def taints(self) -> dict[str, list[tuple[str, str]]]:
+        """Return key and effect of each taint, by the device that has it."""
+        items = self.get("resourceslices", "", "default", f"--field-selector=spec.driver={CLASS}")["items"]
+        return {
+            device["name"]: [(taint["key"], taint["effect"]) for taint in device["taints"]]
+            for item in items
+            for device in item["spec"].get("devices", [])
+            if device.get("taints")
+        }
+
     def wait_devices(self) -> None:
         """Wait until every interface is published and the driver is ready."""
         wait(lambda: self.published() >= self.all_links, f"{', '.join(sorted(self.all_links))} are published", 60)

@@ -151,7 +151,8 @@ def test_a_pod_is_evicted_from_a_device_without_carrier(bed: Bed, namespace: str
         bed.cluster.run("ip", "link", "set", "cable", "down")
         wait(lambda: not bed.get("pods", "", namespace)["items"], "the pod is evicted", 60)
         bed.apply([pod("second", "net")], namespace)
-        wait(lambda: "taint" in bed.events("second", namespace), "the scheduler tells of the taint", 60)
+        wait(lambda: "FailedScheduling" in bed.events("second", namespace), "the scheduler has no device", 60)
+        assert bed.taints() == {"ens9": [("dra.net/no-carrier", "NoExecute")]}
         bed.cluster.run("ip", "link", "set", "cable", "up")
         bed.wait_ready("second", namespace)
         bed.wait_true_status("second", namespace)

@@ -119,7 +119,7 @@ def test_a_driver_writes_the_status_of_its_own_nodes_devices(pair: Bed, request:
         if request.config.getoption("--kubernetes") != "1.34":  # it knows no permissions on the devices of a node
             written = status_of(held)
             assert write_status(pair, "node-2", written)
-            with pytest.raises(ClusterError, match="associated-node"):
+            with pytest.raises(ClusterError, match="cannot arbitrary-node:patch"):
                 write_status(pair, "node-1", written)
     finally:
         pair.cluster.kubectl("delete", "pod/pinned", "resourceclaim/net", "--ignore-not-found")
