@@ -18,7 +18,7 @@ from nri_dranet.claims.facts import Phase
 from nri_dranet.claims.lifecycle import State
 from nri_dranet.claims.model import ClaimRef, PodRef
 from nri_dranet.dra import health as dra_health
-from nri_dranet.dra import sharing
+from nri_dranet.dra import retries, sharing
 from nri_dranet.dra.hardware import Hardware
 from nri_dranet.dra.held import HeldClaims
 from nri_dranet.dra.plan_inputs import PlanInputs
@@ -83,6 +83,7 @@ THREADS: Final = (
     "node",
     "pods",
     "held-claims",
+    retries.THREAD,
     *(f"status-{number}" for number in range(WORKERS)),
     "slices",
     "slices-watch",
@@ -238,7 +239,9 @@ class Driver:
         self._start_background(self._node, self._pods)
         if not first:
             await self._succeed()
-        self._start_background(self._held, self._writer, self._slices, self._evictor, self._reconciler)
+        self._start_background(
+            self._preparer.retries, self._held, self._writer, self._slices, self._evictor, self._reconciler
+        )
         self._session.start()
         await self._serve_kubelet()
         self._handover = HandoverServer(path_beside(options.journal), self)
@@ -318,6 +321,7 @@ class Driver:
         self._journal = Journal(self._options.journal, BOOT_ID.read_text(encoding="ascii").strip())
         self._recording.callback(self._journal.close)
         self._compose()
+        self._inventory.subscribe(self._preparer.retries.wake)
         self._tell_journal()
         self._health_book.note(*(words.of_record(record) for record in self._journal.records()))
         self._held_open.callback(self._keeper.namespaces.close)
@@ -530,6 +534,7 @@ class Driver:
         """A claim came, went, or its devices moved. Hooks call this: others do the work."""
         self._held.refresh()
         self._slices.refresh()
+        self._preparer.retries.wake()
 
     def _unattached(self, pod: PodRef) -> None:
         if self._options.end_unattached_pods:

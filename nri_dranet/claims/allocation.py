@@ -78,10 +78,19 @@ class Claim:
         """A short text that changes when anything of ``driver`` in the allocation changes."""
         mine = [
             [[r.request, r.pool, r.device, r.share_id, r.admin_access] for r in self.results_of(driver)],
-            [[list(c.requests), c.source, c.parameters] for c in self.configs if c.driver == driver],
+            [[list(c.requests), c.source, _told(c.parameters)] for c in self.configs if c.driver == driver],
         ]
         text = json.dumps(mine, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _told(value: Any) -> Any:
+    """Return data with the members that were written twice beside the rest: such an allocation is another one."""
+    if isinstance(value, Mapping):
+        found = {name: _told(item) for name, item in value.items()}
+        repeated = getattr(value, "repeated", ())
+        return [found, list(repeated)] if repeated else found
+    return [_told(item) for item in value] if isinstance(value, list) else value
 
 
 def parse_claim(raw: Mapping[str, Any]) -> Claim:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from nri_dranet.api.document import keep_repeated
 from nri_dranet.claims.model import ClaimRef
 from nri_dranet.kube.listwatch import DELETED, SYNC, Closer, watch
 from nri_dranet.kube.resources import claims_path
@@ -110,7 +111,8 @@ class HeldClaims:
     def _follow(self, each: _Watch) -> None:
         ref = each.ref
         path = claims_path(ref.namespace)
-        for event in watch(self._client, path, field_selector=f"metadata.name={ref.name}", closer=each.closer):
+        named = f"metadata.name={ref.name}"
+        for event in watch(self._client, path, field_selector=named, closer=each.closer, members=keep_repeated):
             if each.closer.stop.is_set():
                 return
             if event.type == SYNC:

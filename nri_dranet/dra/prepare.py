@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from nri_dranet.api.document import keep_repeated
 from nri_dranet.claims.allocation import AllocationResult, Claim, ClaimError, parse_claim
+from nri_dranet.claims.facts import ClaimFacts, Phase
 from nri_dranet.dra.handler import PreparedDevice, PrepareError
 from nri_dranet.dra.plan_model import PlanError
 from nri_dranet.dra.planner import plan_claim
 from nri_dranet.dra.refusal import prepare_failed
+from nri_dranet.dra.retries import Retries
 from nri_dranet.dra.turns import Turns
 from nri_dranet.kube.client import ApiError
 from nri_dranet.kube.events import MAX_MESSAGE
 from nri_dranet.kube.resources import claim_path
+from nri_dranet.reconcile import words
 from nri_dranet.reconcile.keeper import ConflictError, Keeper
 from nri_dranet.reconcile.locks import DeviceBusyError
 from nri_dranet.reconcile.returns import NotReturnedError
@@ -31,12 +34,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
-    from nri_dranet.claims.facts import ClaimFacts
     from nri_dranet.claims.model import ClaimRef, PodRef
     from nri_dranet.claims.plan import ClaimPlan
     from nri_dranet.claims.record import ClaimRecord
     from nri_dranet.dra.plan_inputs import PlanInputs
-    from nri_dranet.kube.client import Members
+    from nri_dranet.kube.decode import Members
 
 LOG = logging.getLogger(__name__)
 
@@ -49,6 +51,11 @@ _REASONS: Final[Mapping[type[Exception], str]] = {
     OSError: "DeviceUnreadable",
 }
 """Why a claim is not prepared, in one word (docs/user/status.md)."""
+
+_FAILURES: Final[tuple[type[Exception], ...]] = (PrepareError, ClaimError, *_REASONS)
+"""What stands against a plan; all of it may pass."""
+
+_NOT_FOUND: Final = 404
 
 
 class Reader(Protocol):
@@ -111,6 +118,8 @@ class Preparer:
         # Told each plan once it is recorded: BPF programs of the host that it will need are kept from then on.
         self._keep_programs = keep
         self._turns = Turns()
+        self._told: dict[str, tuple[str, tuple[PodRef, ...]]] = {}
+        self.retries = Retries(self.look_again)
 
     # ---- kubelet's calls
 
@@ -130,7 +139,7 @@ class Preparer:
             return []
         try:
             record = self._recall(claim) or self._keep(claim)
-        except (PlanError, ConflictError, DeviceBusyError, JournalError, NotReturnedError, OSError) as error:
+        except tuple(_REASONS) as error:
             raise self._refusal(claim, error) from error
         plan = record.successor or record.plan
         LOG.info(
@@ -168,35 +177,75 @@ class Preparer:
     # ---- a held claim that changed
 
     def claim_changed(self, ref: ClaimRef, raw: Mapping[str, Any] | None) -> None:
-        """Take in what the watch shows of a held claim: its pods, or another allocation (see ``dra.held``)."""
-        record = self._keeper.journal.get(ref.uid)
-        if record is None:
-            return
-        if raw is None:
-            self._gone(record)
-            return
-        claim = parse_claim(raw)
-        if not claim.allocated or not claim.pods:
-            return
+        """Take in what the watch shows of a held claim: its pods, or another allocation (see ``dra.held``).
+
+        What cannot be planned is told and tried again: nobody else asks for it before kubelet starts the next pod.
+        """
+        with self._turns.hold([f"claim {ref.uid}"]):
+            record = self._keeper.journal.get(ref.uid)
+            if record is None or raw is None:
+                self._settled(ref)
+                if record is not None:
+                    self._gone(record)
+                return
+            claim: Claim | None = None
+            try:
+                claim = parse_claim(raw)
+                if claim.allocated and claim.pods:
+                    self._follow(record, claim)
+            except _FAILURES as error:
+                self._not_planned(record, claim, error)
+                return
+            if self._settled(ref):
+                self._say_planned(ref)
+
+    def look_again(self, ref: ClaimRef) -> None:
+        """Try again what ``claim_changed`` could not do."""
+        raw: Mapping[str, Any] | None
         try:
-            if claim.allocation_hash(self._driver) in _hashes(record):
-                self._remember(record, claim)
-            else:
-                # Read again: the watch's parser swallows fields that are given twice.
-                self._keep(self._fetch(ref))
-        except (
-            PrepareError,
-            PlanError,
-            ConflictError,
-            DeviceBusyError,
-            JournalError,
-            NotReturnedError,
-            OSError,
-        ) as error:
-            text = f"the next pod of claim {ref} cannot be prepared: {error}"
-            LOG.warning("next pod of a held claim not prepared", extra=fields(claim=ref.uid, error=error))
-            next_pods = [pod for pod in claim.pods if pod not in record.plan.pods]
-            self._announce(ref, next_pods, _reason(error), text)
+            raw = self._api.get(claim_path(ref.namespace, ref.name), members=keep_repeated)
+        except ApiError as error:
+            if error.status != _NOT_FOUND:
+                self.retries.put(ref)
+                return
+            raw = None
+        if raw is not None and (raw.get("metadata") or {}).get("uid") != ref.uid:
+            raw = None
+        self.claim_changed(ref, raw)
+
+    def _follow(self, record: ClaimRecord, claim: Claim) -> None:
+        if claim.allocation_hash(self._driver) in _hashes(record):
+            self._remember(record, claim)
+        else:
+            # Read again: what the watch shows may be old.
+            self._keep(self._fetch(claim.ref))
+
+    def _settled(self, ref: ClaimRef) -> bool:
+        """Note that nothing of a claim waits to be tried again; tell whether something did."""
+        self._told.pop(ref.uid, None)
+        return self.retries.drop(ref.uid)
+
+    def _not_planned(self, record: ClaimRecord, claim: Claim | None, error: Exception) -> None:
+        """Say why a held claim's next pod cannot be prepared, once for each cause, and try again."""
+        ref = record.ref
+        self.retries.put(ref)
+        pods = [pod for pod in claim.pods if pod not in record.plan.pods] if claim is not None else []
+        cause = (str(error), tuple(pods))
+        if self._told.get(ref.uid) == cause:
+            return
+        self._told[ref.uid] = cause
+        reason, text = _reason(error), _text(error)
+        LOG.warning("next pod of a held claim not prepared", extra=fields(claim=ref.uid, error=text))
+        if claim is not None and not isinstance(error, PrepareError | ClaimError):
+            self._tell_status(claim, claim.results_of(self._driver), reason, text)
+        self._announce(ref, pods, reason, f"the next pod of claim {ref} cannot be prepared: {text}; it is tried again")
+
+    def _say_planned(self, ref: ClaimRef) -> None:
+        LOG.info("next pod of a held claim prepared after all", extra=fields(claim=ref.uid))
+        record = self._keeper.journal.get(ref.uid)
+        if record is not None and record.successor is not None:
+            # Else the refusal would stay in the status until the device is in its pod.
+            self._reports.facts(ClaimFacts(ref=ref, devices=words.facts(record.successor, Phase.PREPARED)))
 
     def _gone(self, record: ClaimRecord) -> None:
         """A claim that no longer exists is released, unless a running sandbox still has its devices."""
@@ -324,7 +373,7 @@ class Preparer:
         try:
             claim = parse_claim(self._api.get(path, members=keep_repeated))
         except (ApiError, ClaimError) as error:
-            if not isinstance(error, ApiError) or error.status != 404:
+            if not isinstance(error, ApiError) or error.status != _NOT_FOUND:
                 return False
             claim = None
         if claim is None or claim.ref.uid != other.uid:
@@ -360,19 +409,19 @@ class Preparer:
 
     def _refusal(self, claim: Claim, error: Exception) -> PrepareError:
         """Say everywhere why a claim is not prepared; return the error for kubelet."""
-        reason = _reason(error)
-        text = error.summary(MAX_MESSAGE) if isinstance(error, PlanError) else str(error)
-        if reason == "DeviceUnreadable":
-            text = f"the devices of the claim cannot be read from the kernel: {error}"
-        return self._refuse(claim, claim.results_of(self._driver), reason, text)
+        return self._refuse(claim, claim.results_of(self._driver), _reason(error), _text(error))
 
     def _refuse(self, claim: Claim, results: Sequence[AllocationResult], reason: str, text: str) -> PrepareError:
         LOG.warning("claim not prepared", extra=fields(claim=claim.ref.uid, name=claim.ref, reason=reason, error=text))
         self._announce(claim.ref, claim.pods, reason, text)
-        record = self._keeper.journal.get(claim.ref.uid)
-        if record is None or not record.held:
-            self._reports.facts(prepare_failed(claim, results, reason, text))
+        self._tell_status(claim, results, reason, text)
         return PrepareError(text)
+
+    def _tell_status(self, claim: Claim, results: Sequence[AllocationResult], reason: str, text: str) -> None:
+        """Tell the refusal in the claim's status, unless the same devices are in a pod."""
+        record = self._keeper.journal.get(claim.ref.uid)
+        if record is None or not record.held or claim.allocation_hash(self._driver) not in _hashes(record):
+            self._reports.facts(prepare_failed(claim, results, reason, text))
 
     def _announce(self, ref: ClaimRef, pods: Iterable[PodRef], reason: str, text: str) -> None:
         """Tell the same on the claim and on its pods: a user looks at either."""
@@ -383,6 +432,14 @@ class Preparer:
 
 def _reason(error: Exception) -> str:
     return next((word for kind, word in _REASONS.items() if isinstance(error, kind)), "PrepareFailed")
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, PlanError):
+        return error.summary(MAX_MESSAGE)
+    if _reason(error) == "DeviceUnreadable":
+        return f"the devices of the claim cannot be read from the kernel: {error}"
+    return str(error)
 
 
 def _hashes(record: ClaimRecord) -> set[str]:

@@ -21,6 +21,7 @@ from urllib3.connection import HTTPConnection
 
 from nri_dranet.kube import access
 from nri_dranet.kube.access import ConfigurationError
+from nri_dranet.kube.decode import decode
 from nri_dranet.kube.lists import decode_list
 from nri_dranet.kube.resources import kind_of
 from nri_dranet.telemetry import metrics
@@ -31,9 +32,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from nri_dranet.kube.access import Access
-
-    # Makes a JSON object from its members, in their order (json.loads: object_pairs_hook).
-    Members = Callable[[list[tuple[str, Any]]], dict[str, Any]]
+    from nri_dranet.kube.decode import Members
 
 __all__ = ["APPLY", "BAD_ANSWER", "DEFAULT_TIMEOUT", "MERGE", "ApiError", "ConfigurationError", "KubeClient"]
 
@@ -175,17 +174,18 @@ class KubeClient:
         params: Mapping[str, str] | None = None,
         *,
         keep: Callable[[dict[str, Any]], Mapping[str, Any]] = dict,
+        members: Members | None = None,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> tuple[str, list[Mapping[str, Any]]]:
-        """Read a list: its ``resourceVersion``, and its items, each reduced by ``keep``.
+        """Read a list: its ``resourceVersion``, and its items, each reduced by ``keep``; ``members`` as for ``get``.
 
         Raises:
             ApiError: it was refused, or there was no answer.
         """
         raw = self._raw("GET", path, params=params, timeout=timeout)
         try:
-            return decode_list(raw.decode(), keep)
-        except (ValueError, RecursionError) as error:
+            return decode_list(raw.decode(), keep, members)
+        except ValueError as error:
             raise _bad_answer("GET", path, f"is no list: {error}") from error
 
     def create(
@@ -288,8 +288,8 @@ class KubeClient:
     ) -> dict[str, Any]:
         raw = self._raw(method, path, body=body, content_type=content_type, params=params, timeout=timeout)
         try:
-            answer = json.loads(raw, object_pairs_hook=members) if raw else None
-        except (ValueError, RecursionError) as error:
+            answer = decode(raw, members) if raw else None
+        except ValueError as error:
             raise _bad_answer(method, path, f"is no JSON: {error}") from error
         if isinstance(answer, dict):
             return answer
@@ -434,8 +434,8 @@ def _bad_answer(method: str, path: str, why: str) -> ApiError:
 def _error(method: str, status: int, raw: bytes, headers: Mapping[str, str]) -> ApiError:
     answer: Any = None
     try:
-        answer = json.loads(raw)
-    except (ValueError, RecursionError):
+        answer = decode(raw)
+    except ValueError:
         answer = None
     if not isinstance(answer, dict):
         answer = {}

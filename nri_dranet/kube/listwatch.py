@@ -10,7 +10,6 @@ Source of the facts: Kubernetes API concepts, "Efficient detection of changes" (
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import random
 import threading
@@ -22,16 +21,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import urllib3
 
 from nri_dranet.kube.client import ApiError
+from nri_dranet.kube.decode import decode
 from nri_dranet.kube.resources import kind_of
 from nri_dranet.telemetry import metrics
 from nri_dranet.telemetry.logs import fields
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from nri_dranet.kube.client import KubeClient
+    from nri_dranet.kube.decode import Members
+    from nri_dranet.kube.lists import Keep
 
-    Keep = Callable[[dict[str, Any]], Mapping[str, Any]]
 
 LOG = logging.getLogger(__name__)
 
@@ -150,7 +151,13 @@ class _Pace:
 
 
 def watch(
-    client: KubeClient, path: str, *, field_selector: str = "", closer: Closer, keep: Keep = dict
+    client: KubeClient,
+    path: str,
+    *,
+    field_selector: str = "",
+    closer: Closer,
+    keep: Keep = dict,
+    members: Members | None = None,
 ) -> Iterator[WatchEvent]:
     """Give the list as it is, then every change, for ever.
 
@@ -163,12 +170,13 @@ def watch(
         field_selector: restricts it.
         closer: ends it.
         keep: reduces an object to what is used of it, so that a long list needs little memory.
+        members: makes each JSON object from its members, for who must see those that stand there twice.
     """
     pace = _Pace(kind_of(path), field_selector, closer)
     try:
         while not closer.stop.is_set():
             try:
-                yield from _follow(client, path, field_selector, closer, pace, keep)
+                yield from _follow(client, path, field_selector, closer, pace, keep, members)
             except _ExpiredError:
                 metrics.WATCH_RESTARTS.labels(kind_of(path)).inc()
                 pace.wait()
@@ -184,11 +192,17 @@ def watch(
 
 
 def _follow(  # noqa: PLR0917 - the parts of a watch
-    client: KubeClient, path: str, field_selector: str, closer: Closer, pace: _Pace, keep: Keep
+    client: KubeClient,
+    path: str,
+    field_selector: str,
+    closer: Closer,
+    pace: _Pace,
+    keep: Keep,
+    members: Members | None,
 ) -> Iterator[WatchEvent]:
     """List, then follow on one connection after the other."""
     selector = {"fieldSelector": field_selector} if field_selector else {}
-    version, items = client.items(path, selector, keep=keep)
+    version, items = client.items(path, selector, keep=keep, members=members)
     pace.works()
     yield WatchEvent(SYNC, objects=tuple(items))
     del items
@@ -202,7 +216,7 @@ def _follow(  # noqa: PLR0917 - the parts of a watch
         }
         began = time.monotonic()
         try:
-            for line in _connection(client, path, params, closer, pace):
+            for line in _connection(client, path, params, closer, pace, members):
                 change = line.get("object")
                 if line.get("type") == "ERROR" or not isinstance(change, dict):
                     raise _error(change)
@@ -222,8 +236,13 @@ def _follow(  # noqa: PLR0917 - the parts of a watch
             pace.wait()
 
 
-def _connection(
-    client: KubeClient, path: str, params: Mapping[str, str], closer: Closer, pace: _Pace
+def _connection(  # noqa: PLR0917 - the parts of a watch
+    client: KubeClient,
+    path: str,
+    params: Mapping[str, str],
+    closer: Closer,
+    pace: _Pace,
+    members: Members | None,
 ) -> Iterator[Mapping[str, Any]]:
     """Give the lines of one response until the server ends it."""
     try:
@@ -242,7 +261,7 @@ def _connection(
                 raise ApiError(0, _LIST_ANEW, "a line of the watch is too long")
             for line in lines:
                 if line.strip():
-                    yield _decode(line)
+                    yield _decode(line, members)
     except (urllib3.exceptions.HTTPError, OSError, AttributeError) as error:
         # AttributeError: another thread closed the connection, and its parts with it.
         if not closer.stop.is_set():
@@ -252,10 +271,10 @@ def _connection(
         response.close()
 
 
-def _decode(line: bytes) -> Mapping[str, Any]:
+def _decode(line: bytes, members: Members | None) -> Mapping[str, Any]:
     try:
-        found = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        found = decode(line, members)
+    except ValueError as error:
         raise ApiError(0, _LIST_ANEW, f"a line of the watch is no JSON: {error}") from error
     return found if isinstance(found, dict) else {}
 

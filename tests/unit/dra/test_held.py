@@ -139,6 +139,18 @@ def test_a_claim_that_is_gone_and_still_held_is_told_again(api: tuple[ApiServerS
     held.stop()
 
 
+def test_parameters_are_read_as_strictly_as_in_prepare(api: tuple[ApiServerStandIn, KubeClient]) -> None:
+    """A member that was written twice is seen in the list and in a change."""
+    server, client = api
+    ref = make(server, "held")
+    seen = Seen()
+    held = HeldClaims(client, lambda: [ref], seen.take)
+    held.start()
+    claim = seen.wait(ref, gone=False)
+    held.stop()
+    assert hasattr(claim["metadata"], "repeated") if claim else False
+
+
 def test_a_watch_that_died_is_begun_anew(
     api: tuple[ApiServerStandIn, KubeClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -340,6 +340,102 @@ def test_an_allocation_that_cannot_be_planned_is_told_to_the_next_pod(world: Wor
     assert [event[:2] for event in world.events] == [("c", "InvalidConfiguration"), ("pod-p2", "InvalidConfiguration")]
 
 
+def test_an_allocation_that_cannot_be_planned_is_told_once_and_tried_until_it_can_be(world: World) -> None:
+    """The status says so meanwhile, and that it is over; nobody else would ask again before the pod starts."""
+    world.preparer.prepare(REF)
+    world.hold()
+    raw = claim(device="eth9", pods=("p2",))
+    world.change(raw)
+    told = list(world.events)
+    assert "it is tried again" in told[-1][2]
+    fact = world.facts[-1].devices[0]
+    assert (fact.key.device, fact.phase, fact.reason) == ("eth9", Phase.PREPARE_FAILED, "InvalidConfiguration")
+    world.preparer.look_again(REF)
+    assert world.events == told
+    assert world.preparer.retries.drop("u1")
+    world.preparer.retries.put(REF)
+    world.devices["eth9"] = DeviceFactsIn(name="eth9", link=Link(index=9, name="eth9"))
+    world.preparer.look_again(REF)
+    assert not world.preparer.retries.drop("u1")
+    fact = world.facts[-1].devices[0]
+    assert (fact.key.device, fact.phase) == ("eth9", Phase.PREPARED)
+    record = world.keeper.journal.get("u1")
+    assert record is not None
+    assert record.successor is not None
+    assert record.successor.devices[0].key.device == "eth9"
+
+
+def test_another_cause_is_told_anew(world: World) -> None:
+    """The next pod of the claim is another, or something else stands against it."""
+    world.preparer.prepare(REF)
+    world.hold()
+    world.change(claim(device="eth9", pods=("p2",)))
+    world.change(claim(device="eth9", pods=("p3",)))
+    world.uses["p3"] = PodUse(host_network=True)
+    world.change(claim(device="eth2", pods=("p3",)))
+    said = [(name, "host network" in text) for name, _, text in world.events if name != "c" and "next pod" in text]
+    assert said == [("pod-p2", False), ("pod-p3", False), ("pod-p3", True)]
+    assert world.facts[-1].devices[0].reason == "HostNetwork"
+
+
+def test_a_claim_that_waits_is_left_when_it_is_gone(world: World) -> None:
+    """It was deleted, or made anew under its name; a server that does not answer says nothing of that."""
+    world.preparer.prepare(REF)
+    world.hold()
+    world.change(claim(device="eth9", pods=("p2",)))
+
+    def away(path: str, *, members: Any = None) -> dict[str, Any]:
+        raise ApiError(0, "Timeout", f"{path} {members}")
+
+    known, world.get = world.get, away  # type: ignore[method-assign]
+    world.preparer.look_again(REF)
+    world.get = known  # type: ignore[method-assign]
+    assert world.preparer.retries.drop("u1")
+    world.preparer.retries.put(REF)
+    world.objects["c"] = claim("u2")
+    world.preparer.look_again(REF)
+    assert not world.preparer.retries.drop("u1")
+    world.preparer.retries.put(REF)
+    del world.objects["c"]
+    world.preparer.look_again(REF)
+    assert not world.preparer.retries.drop("u1")
+    assert world.keeper.journal.get("u1") is not None
+
+
+def test_a_claim_of_a_wrong_shape_is_tried_again(world: World) -> None:
+    """Whatever the watch shows, the claim's record stays and the watch lives on."""
+    world.preparer.prepare(REF)
+    world.hold()
+    raw = claim(pods=("p2",))
+    del raw["status"]["reservedFor"][0]["uid"]
+    world.change(raw)
+    assert world.preparer.retries.drop("u1")
+
+
+def test_a_claim_that_nobody_uses_needs_no_plan(world: World) -> None:
+    """Deallocated, or without a pod: there is nothing to try again."""
+    world.preparer.prepare(REF)
+    world.hold()
+    world.change(claim(device="eth9", pods=("p2",)))
+    world.change(claim(device="eth9", pods=()))
+    assert not world.preparer.retries.drop("u1")
+
+
+def test_an_allocation_that_differs_in_a_repeated_field_alone_is_refused_by_the_watch_too(world: World) -> None:
+    """A parser that swallows the first of two values would take it for the former allocation."""
+    opaque = {"driver": "dra.net", "parameters": {"interface": {"mtu": 1400}}}
+    asked = claim()
+    asked["status"]["allocation"]["devices"]["config"] = [{"source": "FromClaim", "opaque": opaque}]
+    world.objects["c"] = asked
+    world.preparer.prepare(REF)
+    world.hold()
+    asked["status"]["reservedFor"] = claim(pods=("p2",))["status"]["reservedFor"]
+    world.texts["c"] = json.dumps(asked).replace('"mtu": 1400', '"mtu": 1500, "mtu": 1400')
+    world.preparer.look_again(REF)
+    assert world.events[-1][:2] == ("pod-p2", "InvalidConfiguration")
+    assert "must be given once" in world.events[-1][2]
+
+
 def test_a_deleted_claim_is_released_unless_a_sandbox_runs_with_it(world: World) -> None:
     """While the pod runs it keeps its device; afterwards the claim is forgotten."""
     world.preparer.prepare(REF)

@@ -123,7 +123,7 @@ def test_an_answer_that_is_no_object_is_an_error(
         assert client.delete("/api/v1/pods/a") == {}
 
 
-@pytest.mark.parametrize("body", [b"[]", b"<html>", b'{"items": ' + DEEP + b"}", b'{"items": [{"a": ' + DEEP + b"}]}"])
+@pytest.mark.parametrize("body", [b"[]", b"<html>", b'{"items": ' + DEEP])
 def test_a_list_that_is_none_is_an_error(
     serve: Callable[..., Any], reply: Any, client_of: Callable[..., KubeClient], body: bytes
 ) -> None:

@@ -129,9 +129,9 @@ class Fake:
         self.streams = streams
         self.versions: list[str] = []
 
-    def items(self, path: str, params: Any, *, keep: Any) -> Any:
+    def items(self, path: str, params: Any, *, keep: Any, members: Any) -> Any:
         """Return the next list."""
-        del path, params, keep
+        del path, params, keep, members
         found = self._next(self.lists)
         return found["metadata"]["resourceVersion"], found["items"]
 
