@@ -21,12 +21,16 @@ from nri_dranet.dra import health as dra_health
 from nri_dranet.dra import retries, sharing
 from nri_dranet.dra.hardware import Hardware
 from nri_dranet.dra.held import HeldClaims
+from nri_dranet.dra.leasekeeper import THREAD as LEASES
+from nri_dranet.dra.leasekeeper import LeaseKeeper
+from nri_dranet.dra.leasing import Leasing
 from nri_dranet.dra.plan_inputs import PlanInputs
 from nri_dranet.dra.prepare import PodUse, Preparer, Reports
 from nri_dranet.dra.registration import PluginServer, SocketError
 from nri_dranet.dra.servicer import VERSIONS, DraServicer
 from nri_dranet.dra.slice_layout import MAX_DEVICES, MAX_DEVICES_GATED
 from nri_dranet.dra.slices import SlicePublisher
+from nri_dranet.dra.turns import Turns
 from nri_dranet.instance.handover import HandoverError, HandoverServer, path_beside
 from nri_dranet.instance.standby import stand_by
 from nri_dranet.instance.succession import NotAloneError, Succession
@@ -89,6 +93,7 @@ THREADS: Final = (
     "slices-watch",
     "evictions",
     "reconciler",
+    LEASES,
     "nri",
     "nri-watchdog",
 )
@@ -240,7 +245,13 @@ class Driver:
         if not first:
             await self._succeed()
         self._start_background(
-            self._preparer.retries, self._held, self._writer, self._slices, self._evictor, self._reconciler
+            self._preparer.retries,
+            self._held,
+            self._writer,
+            self._slices,
+            self._evictor,
+            self._reconciler,
+            self._leases,
         )
         self._session.start()
         await self._serve_kubelet()
@@ -419,6 +430,7 @@ class Driver:
         self._inputs = PlanInputs(
             self._inventory, self._journal, hardware, bpf_root=BPF_ROOT, shares=self._sharing.shares
         )
+        turns = Turns()
         self._preparer = Preparer(
             driver=driver,
             node=node,
@@ -427,8 +439,11 @@ class Driver:
             inputs=self._inputs,
             pods=self,
             reports=Reports(facts=self._writer.submit, event=self._event),
+            turns=turns,
+            leasing=Leasing(self._keeper.namespaces, turns),
             keep=self._kept.keep,
         )
+        self._leases = LeaseKeeper(self._keeper, turns)
         self._hooks = Hooks(self._keeper)
 
     # ---- stop
@@ -535,6 +550,7 @@ class Driver:
         self._held.refresh()
         self._slices.refresh()
         self._preparer.retries.wake()
+        self._leases.refresh()
 
     def _unattached(self, pod: PodRef) -> None:
         if self._options.end_unattached_pods:

@@ -93,12 +93,6 @@ def _no_profile(text: str) -> str:
     return text
 
 
-def _no_dhcp(wanted: bool) -> bool:
-    if wanted:
-        raise ValueError("must be left out: DHCP is not supported yet")
-    return wanted
-
-
 def _name_or_none(text: str) -> str:
     return values.interface_name(text) if text else text
 
@@ -176,8 +170,9 @@ class Interface(_Part):
         default=(),
         description="Addresses in CIDR form. Default (also if empty): the permanent global ones it has on the host.",
     )
-    dhcp: Annotated[bool, _rule(_no_dhcp)] = Field(
-        default=False, description="Not supported yet: true is refused. Never together with addresses."
+    dhcp: bool = Field(
+        default=False,
+        description="Ask a DHCPv4 server for address and routes, for Ethernet devices. Never together with addresses.",
     )
     mtu: Annotated[int, *_whole(MTU_MIN, MTU_MAX)] | None = Field(
         default=None,

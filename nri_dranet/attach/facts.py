@@ -70,4 +70,5 @@ def _facts(
         rdma_only=plan.kind is DeviceKind.RDMA,
         admin=plan.kind is DeviceKind.ADMIN,
         exclusive_rdma=plan.rdma is not None and plan.rdma.exclusive,
+        lease_lost=plan.pod.lease_lost if plan.pod is not None and interface is not None else "",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +19,7 @@ from nri_dranet.netlink.routing import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from nri_dranet.dhcp.lease import Lease
     from nri_dranet.netlink.model import Address, Link, Neighbour, Route
 
 # IFAPROT_* of linux/if_addr.h: who added an address (Linux 5.18; 0 on older kernels).
@@ -84,6 +86,17 @@ def aged(addresses: Iterable[Address], seconds: float) -> list[Address]:
         for address in addresses
         if address.valid_lifetime == FOREVER or address.valid_lifetime - seconds >= 1
     ]
+
+
+def leased(address: Address, lease: Lease) -> Address:
+    """Give the address of a DHCP lease the time that is left of it: the kernel takes it off when that is over.
+
+    Other addresses are given as they are.
+    """
+    if address.address != lease.ip:
+        return address
+    left = max(1, lease.left(time.clock_gettime(time.CLOCK_BOOTTIME)))
+    return replace(address, valid_lifetime=left, preferred_lifetime=left)
 
 
 def missing_addresses(wanted: Iterable[Address], present: Iterable[Address]) -> list[Address]:

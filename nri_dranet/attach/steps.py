@@ -134,6 +134,8 @@ def _link_steps(pod: PodState, index: int, link: Link, *, up: bool) -> list[Step
 
 def _address_step(pod: PodState, index: int, address: Address) -> Step:
     wanted, advice = address, ""
+    if pod.lease is not None:
+        wanted = state.leased(address, pod.lease)
     if address.family == AF_INET6:
         if pod.mtu is not None and pod.mtu < LEAST_IPV6_MTU:
             advice = f"IPv6 needs an MTU of at least {LEAST_IPV6_MTU}, the claim asks for {pod.mtu}"

@@ -73,7 +73,7 @@ class DeviceFacts:
     """All that is known of one device of a claim now.
 
     ``reason`` is a word of the documented list (docs/user/status.md) where the phase alone does not say enough;
-    ``step`` names the step of an attach that failed.
+    ``step`` names the step of an attach that failed. ``lease_lost`` tells why the interface has no DHCP lease any more.
     """
 
     key: DeviceKey
@@ -86,6 +86,7 @@ class DeviceFacts:
     rdma_only: bool = False
     admin: bool = False
     exclusive_rdma: bool = False
+    lease_lost: str = ""
     interface: ObservedInterface | None = None
     rdma: ObservedRdma | None = None
 

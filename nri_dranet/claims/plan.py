@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nri_dranet.claims.model import ClaimRef, DeviceKey, PodRef
+from nri_dranet.dhcp.lease import Lease
 from nri_dranet.netlink.model import Address, Link, Neighbour, Route, Rule
 from nri_dranet.netlink.traffic import Filter, Qdisc, TrafficClass
 
@@ -92,28 +93,15 @@ class SubInterface:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lease:
-    """What a DHCP server gave: address, routes and times (seconds; ``obtained`` is Unix time)."""
-
-    server: str
-    address: str
-    obtained: float
-    lifetime: int
-    renewal: int
-    rebinding: int
-    client_id: str
-    routes: tuple[Route, ...] = ()
-    dns_servers: tuple[str, ...] = ()
-    search_domains: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class PodState:
     """How the interface shall be in the pod. ``None`` means: leave as it is.
 
     Addresses, routes and neighbours carry no interface index; the engine fills in the one that the interface has in the
     pod. ``copied_addresses`` tells that they are the host's, not the claim's. ``sysctls`` maps ``ipv4/conf/arp_ignore``
     (without the interface) to its value; ``namespace_sysctls`` maps ``ipv4/tcp_l3mdev_accept``.
+
+    With ``dhcp`` the address is that of ``lease``, which is None before it was asked for; ``lease_lost`` tells why the
+    lease must not be used any more, "" where it may.
     """
 
     name: str
@@ -136,7 +124,9 @@ class PodState:
     sub_interface: SubInterface | None = None
     detach_bpf: bool = False
     pinned_bpf_links: tuple[int, ...] = ()
+    dhcp: bool = False
     lease: Lease | None = None
+    lease_lost: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

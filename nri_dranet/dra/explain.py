@@ -9,6 +9,7 @@ from nri_dranet.api.resolve import Resolved, given, resolve
 from nri_dranet.attach import steps
 from nri_dranet.attach.steps import Found
 from nri_dranet.claims.plan import DeviceKind
+from nri_dranet.dra.plan_lease import hardware_address
 from nri_dranet.dra.plan_model import PlanError
 from nri_dranet.dra.planner import config_sources, plan_claim
 from nri_dranet.netlink.model import Link
@@ -122,6 +123,8 @@ def describe(plan: DevicePlan) -> Iterator[str]:
 
 
 def _interface_steps(plan: DevicePlan, pod: PodState, link: Link) -> Iterator[str]:
+    if pod.dhcp:
+        yield f"before that, in Prepare: ask a DHCP server for address and routes, as {hardware_address(plan)}"
     if pod.vrf is not None:
         yield f"make the VRF {pod.vrf.name} with table {pod.vrf.table}, unless the pod has it"
     yield from (f"set sysctl {name}={value}" for name, value in pod.namespace_sysctls.items())

@@ -100,7 +100,9 @@ def _addresses(pod: PodState, other: Planned, theirs: PodState, problems: Proble
     taken = {address.address for address in theirs.addresses}
     for i, address in enumerate(pod.addresses):
         if address.address in taken:
-            where = ("interface", "addresses") if pod.copied_addresses else ("interface", "addresses", i)
+            where: tuple[str | int, ...] = ("interface", "addresses", i)
+            if pod.copied_addresses or pod.dhcp:
+                where = ("interface", "dhcp" if pod.dhcp else "addresses")
             problems.field(where, address.cidr, f"must differ from that of {other.who} in the same pod")
 
 

@@ -9,7 +9,7 @@ from nri_dranet.api import values
 from nri_dranet.api.checks import IPV6_MIN_MTU, SUB_INTERFACE_MODES
 from nri_dranet.api.config import TABLE_MAIN
 from nri_dranet.claims.plan import PodState, SubInterface, VrfPlan
-from nri_dranet.dra import plan_routes
+from nri_dranet.dra import plan_lease, plan_routes
 from nri_dranet.dra.plan_ethtool import plan_features, plan_private_flags
 from nri_dranet.netlink.codec import AF_INET, AF_INET6
 from nri_dranet.netlink.model import FOREVER, Address
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from nri_dranet.api.config import Interface, NetworkConfig
     from nri_dranet.claims.plan import HostState
+    from nri_dranet.dhcp.lease import Lease
     from nri_dranet.dra.plan_model import DeviceFactsIn, NodeFacts, Problems
     from nri_dranet.netlink.model import Link, Neighbour, Route
 
@@ -46,9 +47,19 @@ _L3MDEV_SYSCTLS: Final = ("ipv4/tcp_l3mdev_accept", "ipv4/udp_l3mdev_accept")
 
 
 def plan_interface(
-    config: NetworkConfig, device: DeviceFactsIn, host: HostState, node: NodeFacts, problems: Problems
+    config: NetworkConfig,
+    device: DeviceFactsIn,
+    host: HostState,
+    node: NodeFacts,
+    problems: Problems,
+    *,
+    lease: Lease | None = None,
 ) -> PodState:
-    """Return how the interface shall be in the pod; what cannot be so is added to ``problems``."""
+    """Return how the interface shall be in the pod; what cannot be so is added to ``problems``.
+
+    With DHCP and without a lease there are neither address nor routes of the host yet, and the gateways of configured
+    routes are not looked at: the plan is made again when the lease is there.
+    """
     interface = config.interface
     link = host.link
     child = _child(interface, device, problems)
@@ -58,18 +69,28 @@ def plan_interface(
     name = interface.name or link.name
     if not interface.name:
         _check_host_name(name, problems)
-    addresses, copied = _addresses(interface, host, name, copy=child is None)
+    addresses, copied = _addresses(interface, host, name, copy=child is None and not interface.dhcp)
+    if interface.dhcp:
+        plan_lease.check(link, child, problems)
+        addresses = (plan_lease.address(lease),) if lease is not None else ()
     _check_mtu(interface, device, link, problems)
     _check_sizes(interface, link, problems)
     _check_hardware_address(interface, link, child, problems)
     _check_neighbours(config, link, problems)
     vrf_table = vrf.table if vrf else None
     configured = plan_routes.configured_routes(config, vrf_table)
-    from_host = plan_routes.copied_routes(host, addresses, configured, vrf_table) if child is None else []
-    reach = plan_routes.Reach(addresses, [*configured, *from_host], vrf_table if vrf_table is not None else TABLE_MAIN)
-    plan_routes.check_routes(configured, reach, problems)
+    pending = interface.dhcp and lease is None
+    leased = plan_lease.routes(lease, vrf_table, _places(configured)) if interface.dhcp and lease is not None else []
+    given = [*configured, *leased]
+    from_host = plan_routes.copied_routes(host, addresses, given, vrf_table) if child is None and not pending else []
+    if interface.dhcp:
+        # Another client's, of a lease that the pod has not.
+        from_host = [route for route in from_host if route.protocol != plan_routes.RTPROT_DHCP]
     connected = vrf_table if vrf_table is not None else TABLE_MAIN
-    configured = plan_routes.without_connected(configured, addresses, connected, problems)
+    if not pending:
+        reach = plan_routes.Reach(addresses, [*given, *from_host], connected)
+        plan_routes.check_routes(configured, reach, problems)
+        configured = plan_routes.without_connected(configured, addresses, connected, problems)
     neighbours = plan_routes.neighbours(config, replace(host, neighbours=()) if child else host)
     _check_ipv6(config, link, [*addresses, *from_host, *neighbours], problems)
     rules = plan_routes.configured_rules(config)
@@ -86,7 +107,7 @@ def plan_interface(
         gro_ipv4_max_size=interface.gro_ipv4_max_size,
         addresses=addresses,
         copied_addresses=copied,
-        routes=tuple(sorted([*configured, *from_host], key=lambda route: bool(plan_routes.hops(route)))),
+        routes=plan_lease.in_order([*configured, *leased, *from_host]),
         rules=tuple(dict.fromkeys(rules)),
         neighbours=tuple(neighbours),
         sysctls=_sysctls(interface),
@@ -98,7 +119,14 @@ def plan_interface(
         # Nobody on the host can have put a program on a child.
         detach_bpf=interface.disable_ebpf_programs and child is None,
         pinned_bpf_links=device.pinned_bpf_links if interface.disable_ebpf_programs and child is None else (),
+        dhcp=interface.dhcp,
+        lease=lease if interface.dhcp else None,
     )
+
+
+def _places(routes: Iterable[Route]) -> set[tuple[str, int]]:
+    """Return where routes lead, and in which table."""
+    return {(route.destination, route.table) for route in routes}
 
 
 def _child(interface: Interface, device: DeviceFactsIn, problems: Problems) -> SubInterface | None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 RTPROT_REDIRECT: Final = 1
 RTPROT_KERNEL: Final = 2
 RTPROT_RA: Final = 9
+RTPROT_DHCP: Final = 16
 _MADE_BY_KERNEL: Final = frozenset({RTPROT_REDIRECT, RTPROT_KERNEL, RTPROT_RA})
 _RTM_F_CLONED: Final = 0x200
 
@@ -195,12 +196,16 @@ def copied_routes(
 
 
 def not_of_host(pod: PodState, host: HostState | None) -> frozenset[tuple[str, int]]:
-    """Return destination and table of the routes of a plan that are not copies of the host's."""
+    """Return destination and table of the routes of a plan that are neither copies of the host's nor of its lease."""
     copies: list[Route | None] = []
     if host is not None and pod.sub_interface is None:
         vrf_table = pod.vrf.table if pod.vrf else None
         copies = [_for_pod(route, host.link.index, vrf_table) for route in host.routes]
-    return frozenset((route.destination, route.table) for route in pod.routes if route not in copies)
+    return frozenset(
+        (route.destination, route.table)
+        for route in pod.routes
+        if route not in copies and not (pod.dhcp and route.protocol == RTPROT_DHCP)
+    )
 
 
 def _for_pod(route: Route, index: int, vrf_table: int | None) -> Route | None:

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from nri_dranet.claims.allocation import AllocatedConfig, AllocationResult, Claim
+    from nri_dranet.claims.model import DeviceKey
     from nri_dranet.claims.plan import HostState
+    from nri_dranet.dhcp.lease import Lease
 
 __all__ = ["DeviceFactsIn", "NodeFacts", "PlanError", "config_sources", "plan_claim"]
 
@@ -72,6 +74,7 @@ def plan_claim(
     node: NodeFacts | None = None,
     others: Iterable[ClaimPlan] = (),
     listed_by: Mapping[str, tuple[str, ...]] | None = None,
+    leases: Mapping[tuple[DeviceKey, str], Lease] | None = None,
 ) -> ClaimPlan:
     """Plan all devices of a claim that belong to ``driver``, in the order of the allocation.
 
@@ -83,6 +86,7 @@ def plan_claim(
         node: the node's policy rules and RDMA mode.
         others: plans of other claims; those that share a pod or a device with this one are checked against it.
         listed_by: which containers list which requests of the claim, where that is known.
+        leases: by device and request what DHCP servers gave; a device that lacks one is planned without an address.
 
     Raises:
         PlanError: with every problem of every device, up to the device with which there are more than a message lists.
@@ -111,7 +115,7 @@ def plan_claim(
             _check_device(result, device, _kind(result, device), problems)
             errors += problems.errors
         else:
-            draft = _plan(result, config, device, host, node)
+            draft = _plan(result, config, device, host, node, lease=(leases or {}).get((result.key, result.request)))
             plan = _with_address(draft.plan, claim.ref.uid)
             own.append((Planned(plan, draft.problems.who, _configured(plan, config)), draft.problems))
     others = list(others)
@@ -138,7 +142,13 @@ class _Draft:
 
 
 def _plan(
-    result: AllocationResult, resolved: Resolved, device: DeviceFactsIn | None, host: HostState | None, node: NodeFacts
+    result: AllocationResult,
+    resolved: Resolved,
+    device: DeviceFactsIn | None,
+    host: HostState | None,
+    node: NodeFacts,
+    *,
+    lease: Lease | None,
 ) -> _Draft:
     problems = Problems(result, _label(result, device, host), resolved)
     kind = _kind(result, device)
@@ -160,7 +170,7 @@ def _plan(
     elif host is None:
         problems.device("has a network interface, but that could not be read on the host")
     else:
-        plan = replace(plan, pod=plan_interface(resolved.config, device, host, node, problems))
+        plan = replace(plan, pod=plan_interface(resolved.config, device, host, node, problems, lease=lease))
     return _Draft(plan, problems)
 
 

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from nri_dranet.api.document import keep_repeated
 from nri_dranet.claims.allocation import AllocationResult, Claim, ClaimError, parse_claim
 from nri_dranet.claims.facts import ClaimFacts, Phase
+from nri_dranet.dhcp import client
+from nri_dranet.dhcp.errors import DhcpError
+from nri_dranet.dra import leasing
 from nri_dranet.dra.handler import PreparedDevice, PrepareError
 from nri_dranet.dra.plan_model import PlanError
 from nri_dranet.dra.planner import plan_claim
 from nri_dranet.dra.refusal import prepare_failed
 from nri_dranet.dra.retries import Retries
-from nri_dranet.dra.turns import Turns
 from nri_dranet.kube.client import ApiError
 from nri_dranet.kube.events import MAX_MESSAGE
 from nri_dranet.kube.resources import claim_path
@@ -37,13 +39,18 @@ if TYPE_CHECKING:
     from nri_dranet.claims.model import ClaimRef, PodRef
     from nri_dranet.claims.plan import ClaimPlan
     from nri_dranet.claims.record import ClaimRecord
+    from nri_dranet.dra.leasing import Leases, Leasing
     from nri_dranet.dra.plan_inputs import PlanInputs
+    from nri_dranet.dra.turns import Turns
     from nri_dranet.kube.decode import Members
 
 LOG = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _REASONS: Final[Mapping[type[Exception], str]] = {
     PlanError: "InvalidConfiguration",
+    DhcpError: "LeaseNotObtained",
     ConflictError: "DeviceInUse",
     DeviceBusyError: "DeviceBusy",
     JournalError: "JournalFailed",
@@ -106,6 +113,8 @@ class Preparer:
         inputs: PlanInputs,
         pods: Pods,
         reports: Reports,
+        turns: Turns,
+        leasing: Leasing,
         keep: Callable[[ClaimPlan], None] = lambda _: None,
     ) -> None:
         self._driver = driver
@@ -117,7 +126,8 @@ class Preparer:
         self._reports = reports
         # Told each plan once it is recorded: BPF programs of the host that it will need are kept from then on.
         self._keep_programs = keep
-        self._turns = Turns()
+        self._turns = turns
+        self._leasing = leasing
         self._told: dict[str, tuple[str, tuple[PodRef, ...]]] = {}
         self.retries = Retries(self.look_again)
 
@@ -312,13 +322,31 @@ class Preparer:
         return self._turns.hold(pods | {f"device {result.device}" for result in claim.results_of(self._driver)})
 
     def _plan_and_record(self, claim: Claim) -> ClaimRecord:
+        return self._planned(claim, self._keeper.prepare)
+
+    def _planned(self, claim: Claim, record: Callable[[ClaimPlan], T]) -> T:
+        """Plan a claim and record that; leases are waited for in between, where that holds up nobody else."""
         with self._turn(claim):
             plan = self._plan(claim)
-            record = self._keeper.prepare(plan)
-            self._keep_programs(plan)
-            return record
+            if not leasing.wanting(plan):
+                return self._recorded(plan, record)
+            self._keeper.refuse_conflicts(plan)
+        fresh = self._leasing.acquire(plan, self._keeper.journal.get(claim.ref.uid))
+        try:
+            with self._turn(claim):
+                plan = self._plan(claim, fresh)
+                leasing.check_complete(plan)
+                return self._recorded(plan, record)
+        except BaseException:
+            self._leasing.give_back(plan, fresh)
+            raise
 
-    def _plan(self, claim: Claim) -> ClaimPlan:
+    def _recorded(self, plan: ClaimPlan, record: Callable[[ClaimPlan], T]) -> T:
+        done = record(plan)
+        self._keep_programs(plan)
+        return done
+
+    def _plan(self, claim: Claim, fresh: Leases | None = None) -> ClaimPlan:
         self._refuse_foreign(claim)
         results = claim.results_of(self._driver)
         devices, hosts = self._inputs.read(claim, results)
@@ -330,6 +358,7 @@ class Preparer:
             node=self._inputs.node(),
             others=[record.plan for record in self._keeper.journal.records() if record.uid != claim.ref.uid],
             listed_by=self._listed_by(claim),
+            leases={**leasing.known(self._keeper.journal.get(claim.ref.uid), client.now()), **(fresh or {})},
         )
 
     def _refuse_foreign(self, claim: Claim) -> None:
@@ -396,13 +425,10 @@ class Preparer:
         The record stays as it is then: without the new device's plan the claim's next pod would start without it.
         """
         try:
-            with self._turn(claim):
-                plan = self._plan(claim)
-                self._keeper.replan(plan)
-                self._keep_programs(plan)
+            self._planned(claim, self._keeper.replan)
         except PrepareError:
             return False
-        except (PlanError, ConflictError, OSError) as error:
+        except (PlanError, ConflictError, DhcpError, OSError) as error:
             self._refusal(claim, error)
             return False
         return True

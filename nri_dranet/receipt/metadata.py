@@ -76,8 +76,8 @@ def metadata(
     """Return the metadata of the devices of one main request, without ``apiVersion`` (KEP-5304, ``DeviceMetadata``).
 
     Requests stand under their full name (``request/subrequest``, KEP-4816). Attributes are those of the ResourceSlice
-    at Prepare, with the name of the RDMA device that comes along. ``networkData`` says what the kernel shows in the
-    pod, and is not there for what is not.
+    at Prepare, with the name of the RDMA device that comes along and what a DHCP server told. ``networkData`` says what
+    the kernel shows in the pod, and is not there for what is not.
 
     Args:
         plan: the claim.
@@ -94,6 +94,7 @@ def metadata(
         attributes = dict(device.published.get("attributes") or {})
         if device.rdma is not None:
             attributes[_RDMA_DEVICE] = {"string": clean(device.rdma.link)}
+        attributes |= _lease_data(device)
         if attributes:
             entry["attributes"] = attributes
         network = _network_data(
@@ -306,6 +307,23 @@ def _network_data(fact: DeviceFacts | None, shown: Iterable[str]) -> dict[str, A
     if seen.hardware_address:
         data["hardwareAddress"] = seen.hardware_address
     return data
+
+
+def _lease_data(device: DevicePlan) -> dict[str, Any]:
+    """Return what a DHCP server told beside address and routes, for whoever wants to use it."""
+    lease = device.pod.lease if device.pod is not None else None
+    if lease is None:
+        return {}
+    texts = {
+        "dhcpServer": lease.server,
+        "dhcpDNSServers": ",".join(lease.dns_servers),
+        "dhcpDomain": lease.domain,
+        "dhcpSearchDomains": ",".join(lease.search_domains),
+    }
+    found: dict[str, Any] = {f"dra.net/{name}": {"string": text} for name, text in texts.items() if text}
+    if lease.mtu is not None:
+        found["dra.net/dhcpMTU"] = {"int": lease.mtu}
+    return found
 
 
 def _pod_claim_name(plan: ClaimPlan) -> str:

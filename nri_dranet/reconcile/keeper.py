@@ -136,8 +136,8 @@ class Keeper:
         until = time.monotonic() + LOCK_SECONDS
         with self.holding([plan.ref.uid], until=until, more=lookups.names(plan)) as found:
             old = found[0] if found else None
-            plan = lookups.with_receipts(plan, old, self._driver)
-            self._refuse_conflicts(plan)
+            plan = lookups.with_newest_leases(lookups.with_receipts(plan, old, self._driver), old)
+            self.refuse_conflicts(plan)
             if old is None or not old.held:
                 record = ClaimRecord(plan=plan, facts=words.facts(plan, Phase.PREPARED))
             elif old.plan.allocation_hash == plan.allocation_hash:
@@ -396,6 +396,24 @@ class Keeper:
                 self._outlets.facts(words.of_record(changed))
                 self._outlets.refresh(uid)
 
+    def look_anew(self, record: ClaimRecord) -> None:
+        """Look at an attached claim's devices by its plan as it is recorded now, and follow them by that.
+
+        The caller holds the locks of the devices. Never raises.
+        """
+        if record.holder is None:
+            return
+        self._observer.forget(record.uid)
+        hints = {fact.key: fact.interface for fact in record.facts if fact.interface is not None}
+        try:
+            netns = self.namespaces.of(record.holder)
+        except OSError as error:
+            LOG.warning("devices are looked at later", extra=fields(claim=record.uid, error=error))
+            return
+        self.observed(record.uid, self._engine.look(record.plan.devices, netns, hints))
+        if netns is not None:
+            self.watch(self.journal.get(record.uid) or record, netns)
+
     def late(self, sandbox: SandboxRef) -> None:
         """Give back what a hook attached after the runtime had been told that it failed.
 
@@ -574,6 +592,9 @@ class Keeper:
                 if device.moves and (reason := self._inlets.uplink(device)):
                     text = f"device {device.label} is needed by the node itself: {reason}"
                     raise self._refused(records, sandbox.pod, "DeviceIsUplink", text)
+                if problem := lookups.lease_problem(device):
+                    text = f"device {device.label} has no valid DHCP lease, one is being asked for: {problem}"
+                    raise self._refused(records, sandbox.pod, "LeaseExpired", text)
                 self._check_other_holders(records, record, device, sandbox)
 
     def _check_other_holders(
@@ -635,7 +656,8 @@ class Keeper:
                     self._outlets.facts(words.of_record(changed))
         return HookError(text)
 
-    def _refuse_conflicts(self, plan: ClaimPlan) -> None:
+    def refuse_conflicts(self, plan: ClaimPlan) -> None:
+        """Refuse a plan with a device that another claim has (raises ConflictError)."""
         for device in plan.devices:
             for other in self.journal.of_device(device.key.device):
                 if other.uid != plan.ref.uid and any(device.excludes(theirs) for theirs in other.plan.devices):

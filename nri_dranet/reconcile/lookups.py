@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from nri_dranet.claims.model import DeviceKey
-    from nri_dranet.claims.plan import ClaimPlan
+    from nri_dranet.claims.plan import ClaimPlan, DevicePlan
     from nri_dranet.claims.record import ClaimRecord, Holder
     from nri_dranet.reconcile.sandboxes import SandboxRef
 
@@ -41,6 +42,31 @@ def elsewhere(holder: Holder, sandbox: SandboxRef) -> bool:
         return os.stat(sandbox.netns_path).st_ino != holder.netns_inode  # noqa: PTH116 - a path of the runtime's, as text
     except OSError:
         return False
+
+
+def with_newest_leases(plan: ClaimPlan, old: ClaimRecord | None) -> ClaimPlan:
+    """Give each device whose lease was prolonged since it was planned the lease as it is recorded."""
+    known = {(each.key, each.request): each.pod for each in old.plan.devices if each.pod} if old else {}
+    devices = []
+    for device in plan.devices:
+        pod, other = device.pod, known.get((device.key, device.request))
+        if pod and pod.lease and other and other.lease and other.lease.address == pod.lease.address:
+            newer = max(pod, other, key=lambda each: each.lease.obtained if each.lease else 0.0)
+            device = replace(device, pod=replace(pod, lease=newer.lease, lease_lost=newer.lease_lost))  # noqa: PLW2901
+        devices.append(device)
+    return replace(plan, devices=tuple(devices))
+
+
+def lease_problem(device: DevicePlan) -> str:
+    """Return why the lease of a device must not be used any more, "" where it may or there is none."""
+    pod = device.pod
+    if pod is None or pod.lease is None:
+        return ""
+    if pod.lease_lost:
+        return pod.lease_lost
+    if pod.lease.left(time.clock_gettime(time.CLOCK_BOOTTIME)):
+        return ""
+    return f"the lease of {pod.lease.ip} from DHCP server {pod.lease.server} has expired"
 
 
 def with_receipts(plan: ClaimPlan, old: ClaimRecord | None, driver: str) -> ClaimPlan:

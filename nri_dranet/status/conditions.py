@@ -12,7 +12,7 @@ import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from nri_dranet.claims.facts import DeviceFacts, ObservedRdma, Phase, addresses_to_show
+from nri_dranet.claims.facts import DeviceFacts, ObservedInterface, ObservedRdma, Phase, addresses_to_show
 from nri_dranet.status import reasons
 from nri_dranet.text import within_bytes
 
@@ -140,6 +140,13 @@ def _network_ready(facts: DeviceFacts, ready: Verdict) -> Verdict:
         return _FALSE, "LinkDown", f"interface {shown.name} is down in the pod; set it up there"
     if shown.carrier is False:
         return _FALSE, "NoCarrier", f"interface {shown.name} has no carrier: look at cable, switch port or peer"
+    return _addresses_there(facts, shown)
+
+
+def _addresses_there(facts: DeviceFacts, shown: ObservedInterface) -> Verdict:
+    if facts.lease_lost:
+        text = f"interface {shown.name} has no DHCP lease, a new one is asked for: {facts.lease_lost}"
+        return _FALSE, "LeaseLost", text
     if shown.missing_addresses:
         listed = ", ".join(shown.missing_addresses)
         return _FALSE, "AddressMissing", f"interface {shown.name} has lost {listed}; something in the pod removed it"

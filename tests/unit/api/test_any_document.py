@@ -53,7 +53,7 @@ NEAR = _object(
     interface=_object(
         name=st.sampled_from(["net1", "net2", ""]),
         addresses=st.lists(CIDRS, max_size=4),
-        dhcp=st.just(False),
+        dhcp=st.booleans(),
         mtu=st.integers(68, 9000),
         hardwareAddr=MACS,
         gsoMaxSize=st.integers(193, 524280),

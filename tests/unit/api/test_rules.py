@@ -97,7 +97,6 @@ REFUSED: list[tuple[Any, str, str]] = [
     (interface(addresses=[f"10.0.{i}.1/24" for i in range(65)]), "interface.addresses", "at most 64 entries, has 65"),
     (interface(addresses=["fd00::1/64", "fd00::1/128"]), "interface.addresses[1]", "there only once"),
     (interface(dhcp="yes"), "interface.dhcp", "true or false"),
-    (interface(dhcp=True), "interface.dhcp", "DHCP is not supported yet"),
     (interface(mtu=67), "interface.mtu", "68 to 65535"),
     (interface(mtu=65536), "interface.mtu", "68 to 65535"),
     (interface(mtu=2**31 - 1), "interface.mtu", "68 to 65535"),

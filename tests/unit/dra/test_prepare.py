@@ -6,23 +6,32 @@ import contextlib
 import errno
 import json
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from nri_dranet.claims import codec
 from nri_dranet.claims.facts import ClaimFacts, DeviceFacts, Phase
 from nri_dranet.claims.lifecycle import State
 from nri_dranet.claims.model import ClaimRef, PodRef
 from nri_dranet.claims.plan import DevicePlan, HostState
 from nri_dranet.claims.record import Holder
+from nri_dranet.dhcp.client import now
+from nri_dranet.dhcp.errors import DhcpError
+from nri_dranet.dhcp.lease import Lease, LeaseRoute
+from nri_dranet.dra import plan_lease
 from nri_dranet.dra.handler import PrepareError
+from nri_dranet.dra.leasing import wanting
 from nri_dranet.dra.plan_model import DeviceFactsIn, NodeFacts
 from nri_dranet.dra.prepare import PodUse, Preparer, Reports
+from nri_dranet.dra.turns import Turns
 from nri_dranet.kube.client import ApiError
 from nri_dranet.netlink.model import Link
 from nri_dranet.receipt.receipts import Receipts
+from nri_dranet.reconcile.hooktypes import HookError
 from nri_dranet.reconcile.keeper import Keeper
 from nri_dranet.reconcile.ports import Inlets, Outlets
 from nri_dranet.reconcile.sandboxes import SandboxRef
@@ -33,6 +42,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from nri_dranet.claims.plan import ClaimPlan
+    from nri_dranet.claims.record import ClaimRecord
 
 REF = ClaimRef("default", "c", "u1")
 
@@ -137,8 +147,53 @@ class World:
         self.keeper.sandboxes.replace([SandboxRef(holder.pod, "s1", "/x")])
 
 
+@dataclass
+class Servers:
+    """Stands for the DHCP servers: gives a lease for each device that wants one."""
+
+    error: DhcpError | None = None
+    lifetime: int = 3600
+    mac: str = ""
+    asked: list[str] = field(default_factory=list)
+    given_back: list[str] = field(default_factory=list)
+    meanwhile: Callable[[], None] = lambda: None
+
+    def acquire(self, plan: ClaimPlan, record: ClaimRecord | None) -> dict[Any, Lease]:
+        """Give a lease for each device that wants one."""
+        del record
+        self.meanwhile()
+        if self.error is not None:
+            raise self.error
+        found = {}
+        for device in wanting(plan):
+            self.asked.append(device.label)
+            found[device.key, device.request] = Lease(
+                address="10.9.0.5/24",
+                server="10.9.0.1",
+                obtained=now(),
+                lifetime=self.lifetime,
+                renewal=self.lifetime // 2,
+                rebinding=self.lifetime,
+                hardware_address=self.mac or plan_lease.hardware_address(device),
+                client_id=plan_lease.client_id(plan.ref.uid, device).hex(),
+                routes=(LeaseRoute(destination="0.0.0.0/0", gateway="10.9.0.1"),),
+            )
+        return found
+
+    def give_back(self, plan: ClaimPlan, leases: dict[Any, Lease]) -> None:
+        """Note what comes back."""
+        del plan
+        self.given_back += [lease.ip for lease in leases.values()]
+
+
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
+def servers() -> Servers:
+    """Return the DHCP servers."""
+    return Servers()
+
+
+@pytest.fixture
+def world(tmp_path: Path, servers: Servers) -> Iterator[World]:
     """Return a preparer with a node that has eth1 and eth2."""
     journal = Journal(tmp_path / "journal.db", "boot")
     facts: list[ClaimFacts] = []
@@ -165,6 +220,8 @@ def world(tmp_path: Path) -> Iterator[World]:
         inputs=made,  # type: ignore[arg-type]
         pods=made,
         reports=reports,
+        turns=Turns(),
+        leasing=servers,  # type: ignore[arg-type]
     )
     yield made
     journal.close()
@@ -628,3 +685,138 @@ def test_what_kubelet_is_refused_is_logged(world: World, caplog: pytest.LogCaptu
     with pytest.raises(PrepareError):
         world.preparer.prepare(REF)
     assert "c not found" in str(caplog.records[-1].__dict__["fields"]["error"])
+
+
+def dhcp_claim(uid: str = "u1", **more: Any) -> dict[str, Any]:
+    """Return an allocated claim that asks for DHCP."""
+    made = claim(uid)
+    opaque = {"driver": "dra.net", "parameters": {"interface": {"dhcp": True}, **more}}
+    made["status"]["allocation"]["devices"]["config"] = [{"source": "FromClaim", "opaque": opaque}]
+    return made
+
+
+def lease_of(world: World) -> Lease:
+    """Return the lease that is recorded."""
+    (record,) = world.keeper.journal.records()
+    pod = record.plan.devices[0].pod
+    assert pod is not None
+    assert pod.lease is not None
+    return pod.lease
+
+
+def test_a_lease_is_recorded_with_the_plan(world: World, servers: Servers) -> None:
+    """Address and routes are the server's, and the lease survives the journal."""
+    world.objects["c"] = dhcp_claim()
+    world.preparer.prepare(REF)
+    (record,) = world.keeper.journal.records()
+    pod = record.plan.devices[0].pod
+    assert pod is not None
+    assert [each.cidr for each in pod.addresses] == ["10.9.0.5/24"]
+    assert [(each.destination, each.gateway, each.metric) for each in pod.routes] == [("0.0.0.0/0", "10.9.0.1", 1024)]
+    assert codec.loads(type(record.plan), codec.dumps(record.plan)) == record.plan
+    assert servers.asked == ["eth1"]
+
+
+def test_a_recorded_lease_is_not_asked_for_again(world: World, servers: Servers) -> None:
+    """A retry of Prepare uses it; one that is due is asked for anew."""
+    world.objects["c"] = dhcp_claim()
+    world.preparer.prepare(REF)
+    first = lease_of(world)
+    world.preparer.prepare(REF)
+    assert lease_of(world) == first
+    assert servers.asked == ["eth1"]
+    due = replace(first, obtained=first.obtained - first.renewal)
+    (record,) = world.keeper.journal.records()
+    plan = plan_lease.with_other_lease(record.plan, record.plan.devices[0].key, "nic", first, due)
+    world.keeper.journal.put(replace(record, plan=plan))
+    world.preparer.prepare(REF)
+    assert servers.asked == ["eth1", "eth1"]
+
+
+def test_a_lost_lease_is_not_used_again(world: World, servers: Servers) -> None:
+    """What a server took back is asked for anew."""
+    world.objects["c"] = dhcp_claim()
+    world.preparer.prepare(REF)
+    (record,) = world.keeper.journal.records()
+    plan = plan_lease.with_other_lease(
+        record.plan, record.plan.devices[0].key, "nic", lease_of(world), None, lost="the server said no"
+    )
+    world.keeper.journal.put(replace(record, plan=plan))
+    world.preparer.prepare(REF)
+    assert servers.asked == ["eth1", "eth1"]
+    (record,) = world.keeper.journal.records()
+    assert record.plan.devices[0].pod is not None
+    assert not record.plan.devices[0].pod.lease_lost
+
+
+def test_a_lease_that_was_prolonged_meanwhile_is_kept(world: World) -> None:
+    """What was recorded between planning and recording is newer than what was planned with."""
+    world.objects["c"] = dhcp_claim()
+    world.preparer.prepare(REF)
+    (record,) = world.keeper.journal.records()
+    lease = lease_of(world)
+    newer = replace(lease, obtained=lease.obtained + 5)
+    plan = plan_lease.with_other_lease(record.plan, record.plan.devices[0].key, "nic", lease, newer)
+    world.keeper.journal.put(replace(record, plan=plan))
+    world.keeper.prepare(record.plan)
+    assert lease_of(world) == newer
+
+
+def test_no_lease_refuses_the_claim(world: World, servers: Servers) -> None:
+    """The reason is in the documented list, the text says what was asked; nothing is recorded."""
+    world.objects["c"] = dhcp_claim()
+    servers.error = DhcpError("device eth1, request nic: no answer came")
+    with pytest.raises(PrepareError, match="no answer came"):
+        world.preparer.prepare(REF)
+    assert world.keeper.journal.records() == ()
+    (told,) = [fact for facts in world.facts for fact in facts.devices]
+    assert told.reason == "LeaseNotObtained"
+
+
+def test_a_lease_that_comes_to_nothing_is_given_back(world: World, servers: Servers) -> None:
+    """What is wrong is often known only with the address: the lease goes back."""
+    world.objects["c"] = dhcp_claim(routes=[{"destination": "10.77.0.0/16", "gateway": "192.0.2.1"}])
+    with pytest.raises(PrepareError, match=r"192\.0\.2\.1"):
+        world.preparer.prepare(REF)
+    assert servers.given_back == ["10.9.0.5"]
+
+
+def test_a_lease_for_what_has_changed_meanwhile_is_given_back(world: World, servers: Servers) -> None:
+    """A device whose Ethernet address is another one by then needs another lease."""
+    world.objects["c"] = dhcp_claim()
+    servers.mac = "02:00:00:00:00:01"
+    with pytest.raises(PrepareError, match="eth1 changed while its lease was asked for"):
+        world.preparer.prepare(REF)
+    assert servers.given_back == ["10.9.0.5"]
+
+
+def test_no_lease_is_asked_for_a_device_of_another_claim(world: World, servers: Servers) -> None:
+    """The conflict is found before anybody is asked."""
+    world.preparer.prepare(REF)
+    other = ClaimRef("default", "d", "u2")
+    world.objects["d"] = dhcp_claim("u2")
+    world.objects["d"]["metadata"]["name"] = "d"
+    world.objects["d"]["status"]["reservedFor"] = [{"resource": "pods", "name": "pod-p2", "uid": "p2"}]
+    with pytest.raises(PrepareError, match="is prepared for claim default/c"):
+        world.preparer.prepare(other)
+    assert servers.asked == []
+
+
+def test_other_claims_of_the_pod_are_prepared_while_a_lease_is_awaited(world: World, servers: Servers) -> None:
+    """Nobody's turn is held meanwhile."""
+    world.objects["c"] = dhcp_claim()
+    world.objects["d"] = claim("u2", device="eth2")
+    world.objects["d"]["metadata"]["name"] = "d"
+    servers.meanwhile = lambda: (world.preparer.prepare(ClaimRef("default", "d", "u2")), None)[1]
+    world.preparer.prepare(REF)
+    assert {record.uid for record in world.keeper.journal.records()} == {"u1", "u2"}
+
+
+def test_a_sandbox_is_refused_without_a_valid_lease(world: World, servers: Servers) -> None:
+    """An address whose time is over is not given to a pod."""
+    servers.lifetime = 0
+    world.objects["c"] = dhcp_claim()
+    world.preparer.prepare(REF)
+    sandbox = SandboxRef(PodRef("default", "pod-p1", "p1"), "s1", "/x")
+    with pytest.raises(HookError, match=r"no valid DHCP lease.*10\.9\.0\.5 from DHCP server 10\.9\.0\.1 has expired"):
+        world.keeper.run_sandbox(sandbox, time.monotonic() + 5)
