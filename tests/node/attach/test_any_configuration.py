@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nri_dranet.attach.snapshot import take_snapshot
-from nri_dranet.claims.allocation import AllocatedConfig, AllocationResult, Claim
 from nri_dranet.claims.facts import Phase
-from nri_dranet.claims.model import ClaimRef
-from nri_dranet.claims.plan import DeviceLimits
-from nri_dranet.dra.plan_model import DeviceFactsIn, PlanError
-from nri_dranet.dra.planner import plan_claim
-from nri_dranet.netlink.ethtool import Ethtool
-from nri_dranet.netlink.sockets import RtnlSocket
-
-if TYPE_CHECKING:
-    from nri_dranet.claims.plan import ClaimPlan
+from nri_dranet.dra.plan_model import PlanError
 
 CIDRS = st.sampled_from(
     ["10.71.0.9/24", "10.71.0.10/24", "10.72.0.1/32", "10.73.0.0/31", "fd71::9/64", "fd72::1/128", "169.254.7.7/16"]
@@ -85,26 +75,6 @@ DOCUMENTS = some(
 )
 
 
-def planned(world: Any, document: dict[str, Any], *, shared: bool) -> ClaimPlan:
-    """Plan a claim with one configuration for the host's n0, from what the kernel tells of it."""
-    with RtnlSocket(world.host_netns) as host, Ethtool(world.host_netns) as ethtool:
-        state = take_snapshot(host, world.index("n0"), ethtool=ethtool)
-        found = ethtool.features(state.link.index)
-    fixed = {name: feature.active for name, feature in found.items() if not feature.changeable}
-    device = DeviceFactsIn(name="n0", link=state.link, limits=DeviceLimits(fixed_features=fixed), shared=shared)
-    claim = Claim(
-        ref=ClaimRef("ns", "c", "u"),
-        allocated=True,
-        results=(AllocationResult("nic", "dra.net", "node", "n0", "s-1" if shared else None),),
-        configs=(AllocatedConfig(0, "FromClaim", (), "dra.net", document),),
-        pods=(),
-        other_consumers=(),
-        node_name=None,
-        pod_claim_name=None,
-    )
-    return plan_claim(claim, "dra.net", {"n0": device}, {"n0": state})
-
-
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_plan_that_was_made_can_be_carried_out(world: Any, shared: bool) -> None:
     """The kernel refuses nothing of it, every address is there, and the host has everything back."""
@@ -118,7 +88,7 @@ def test_a_plan_that_was_made_can_be_carried_out(world: Any, shared: bool) -> No
     def carried_out(document: dict[str, Any]) -> None:
         nonlocal made
         try:
-            (plan,) = planned(world, document, shared=shared).devices
+            (plan,) = world.planned(document, shared=shared).devices
         except PlanError:
             return
         made += 1
