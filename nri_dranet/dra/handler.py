@@ -15,6 +15,10 @@ class PrepareError(Exception):
     """A claim cannot be prepared or released now; the text is for the pod's Event."""
 
 
+class SlowClaimError(Exception):
+    """A claim cannot be prepared without waiting for others than the kernel and the API server (a DHCP server)."""
+
+
 @dataclass(frozen=True, slots=True)
 class PreparedDevice:
     """A device of a prepared claim, as kubelet is told.
@@ -37,8 +41,8 @@ class PreparedDevice:
 class ClaimHandler(Protocol):
     """Prepares and releases one claim. Blocking; called from several threads, never twice at once for one claim."""
 
-    def prepare(self, ref: ClaimRef) -> Sequence[PreparedDevice]:
-        """Prepare a claim; raises ``PrepareError``."""
+    def prepare(self, ref: ClaimRef, *, patient: bool = True) -> Sequence[PreparedDevice]:
+        """Prepare a claim; raises ``PrepareError``, and ``SlowClaimError`` where it must wait and is not patient."""
         ...
 
     def unprepare(self, ref: ClaimRef) -> None:

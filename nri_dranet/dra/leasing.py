@@ -101,6 +101,9 @@ class Leasing:
         devices = wanting(plan)
         deadline = time.monotonic() + self._seconds
         whole = set().union(*map(turn, devices))
+        if len(devices) == 1:
+            with self._turns.hold(whole):
+                return {(devices[0].key, devices[0].request): self._acquire(plan.ref.uid, devices[0], record, deadline)}
         with self._turns.hold(whole), ThreadPoolExecutor(min(_AT_ONCE, len(devices)), "lease") as pool:
             asked = {
                 (device.key, device.request): pool.submit(self._acquire, plan.ref.uid, device, record, deadline)

@@ -17,7 +17,7 @@ from nri_dranet.claims.facts import ClaimFacts, Phase
 from nri_dranet.dhcp import client
 from nri_dranet.dhcp.errors import DhcpError
 from nri_dranet.dra import leasing
-from nri_dranet.dra.handler import PreparedDevice, PrepareError
+from nri_dranet.dra.handler import PreparedDevice, PrepareError, SlowClaimError
 from nri_dranet.dra.plan_model import PlanError
 from nri_dranet.dra.planner import plan_claim
 from nri_dranet.dra.refusal import prepare_failed
@@ -133,11 +133,16 @@ class Preparer:
 
     # ---- kubelet's calls
 
-    def prepare(self, ref: ClaimRef) -> Sequence[PreparedDevice]:
+    def prepare(self, ref: ClaimRef, *, patient: bool = True) -> Sequence[PreparedDevice]:
         """Plan and record a claim; answer with its devices.
+
+        Args:
+            ref: the claim.
+            patient: wait for DHCP servers.
 
         Raises:
             PrepareError: it cannot be prepared; the text is for the pod's Event.
+            SlowClaimError: a DHCP server would have to be waited for; nothing is recorded.
         """
         try:
             claim = self._fetch(ref)
@@ -148,7 +153,7 @@ class Preparer:
         if not results:
             return []
         try:
-            record = self._recall(claim) or self._keep(claim)
+            record = self._recall(claim) or self._keep(claim, patient=patient)
         except tuple(_REASONS) as error:
             raise self._refusal(claim, error) from error
         plan = record.successor or record.plan
@@ -308,29 +313,28 @@ class Preparer:
             return record
         return self._keeper.remember_pods(record.uid, claim.pods, self._listed_by(claim), allocation_hash=allocation)
 
-    def _keep(self, claim: Claim) -> ClaimRecord:
+    def _keep(self, claim: Claim, *, patient: bool = True) -> ClaimRecord:
         try:
-            return self._plan_and_record(claim)
+            return self._planned(claim, self._keeper.prepare, patient=patient)
         except ConflictError as error:
-            if not self._makes_way(error.other):
+            if not self._makes_way(error.other, patient=patient):
                 raise
-        return self._plan_and_record(claim)
+        return self._planned(claim, self._keeper.prepare, patient=patient)
 
     def _turn(self, claim: Claim) -> AbstractContextManager[None]:
         """Wait until no claim of the same pods or on the same devices is being planned."""
         pods = {f"pod {pod.uid}" for pod in claim.pods}
         return self._turns.hold(pods | {f"device {result.device}" for result in claim.results_of(self._driver)})
 
-    def _plan_and_record(self, claim: Claim) -> ClaimRecord:
-        return self._planned(claim, self._keeper.prepare)
-
-    def _planned(self, claim: Claim, record: Callable[[ClaimPlan], T]) -> T:
+    def _planned(self, claim: Claim, record: Callable[[ClaimPlan], T], *, patient: bool) -> T:
         """Plan a claim and record that; leases are waited for in between, where that holds up nobody else."""
         with self._turn(claim):
             plan = self._plan(claim)
             if not leasing.wanting(plan):
                 return self._recorded(plan, record)
             self._keeper.refuse_conflicts(plan)
+        if not patient:
+            raise SlowClaimError
         fresh = self._leasing.acquire(plan, self._keeper.journal.get(claim.ref.uid))
         try:
             with self._turn(claim):
@@ -385,7 +389,7 @@ class Preparer:
                 found.update(use.requests)
         return found
 
-    def _makes_way(self, other: ClaimRecord) -> bool:
+    def _makes_way(self, other: ClaimRecord, *, patient: bool) -> bool:
         """Release a claim that stands in the way if the API server says that it has these devices no more.
 
         A claim that is gone is forgotten. One that lives but was allocated anew, or is not allocated now, is planned
@@ -413,19 +417,19 @@ class Preparer:
             return False
         LOG.info("a claim that was allocated anew makes way", extra=fields(claim=other.uid))
         if claim.allocated and claim.results_of(self._driver):
-            return self._replanned(claim)
+            return self._replanned(claim, patient=patient)
         self._keeper.replan(
             replace(other.plan, allocation_hash=claim.allocation_hash(self._driver), devices=(), pods=())
         )
         return True
 
-    def _replanned(self, claim: Claim) -> bool:
+    def _replanned(self, claim: Claim, *, patient: bool) -> bool:
         """Let a claim's new allocation take effect; what stands against that is told of this claim and no other.
 
         The record stays as it is then: without the new device's plan the claim's next pod would start without it.
         """
         try:
-            self._planned(claim, self._keeper.replan)
+            self._planned(claim, self._keeper.replan, patient=patient)
         except PrepareError:
             return False
         except (PlanError, ConflictError, DhcpError, OSError) as error:

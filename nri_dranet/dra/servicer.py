@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import grpc
 
 from nri_dranet.claims.model import ClaimRef
-from nri_dranet.dra.handler import PrepareError
+from nri_dranet.dra.handler import PrepareError, SlowClaimError
 from nri_dranet.pb import dra_v1_pb2, dra_v1beta1_pb2
 from nri_dranet.telemetry import metrics
 from nri_dranet.telemetry.logs import fields
@@ -38,6 +38,8 @@ VERSIONS: Final = ("v1.DRAPlugin", "v1beta1.DRAPlugin")
 
 _MODULES: Final[dict[str, ModuleType]] = {"v1": dra_v1_pb2, "v1beta1": dra_v1beta1_pb2}
 _WORKERS: Final = 8
+_PATIENT_WORKERS: Final = 32
+"""Claims that may wait for DHCP servers at once. Threads are made when they are needed, on most nodes never."""
 
 PATIENCE: Final = 30.0
 """Seconds that a call waits while another instance still works."""
@@ -57,6 +59,7 @@ class DraServicer:
         self._opened = asyncio.Event()
         self._patience = patience
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="prepare")
+        self._patient = ThreadPoolExecutor(_PATIENT_WORKERS, thread_name_prefix="patient")
         self._locks: dict[str, asyncio.Lock] = {}
         self._waiting: dict[str, int] = {}
         self._calls: set[asyncio.Future[Any]] = set()
@@ -69,6 +72,7 @@ class DraServicer:
     def close(self) -> None:
         """Wait for what is being prepared and end the threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._patient.shutdown(wait=True, cancel_futures=True)
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """Return the services for a ``grpc.aio`` server."""
@@ -104,13 +108,19 @@ class DraServicer:
         began = time.monotonic()
         refs = _refs(request)
 
-        def prepare(handler: ClaimHandler, ref: ClaimRef) -> Any:
+        def prepare(handler: ClaimHandler, ref: ClaimRef, *, patient: bool) -> Any:
             answer = module.NodePrepareResourceResponse()
-            for device in handler.prepare(ref):
+            for device in handler.prepare(ref, patient=patient):
                 _add(answer, device, with_share=module is dra_v1_pb2)
             return answer
 
-        outcomes = await asyncio.gather(*(self._one(ref, prepare) for ref in refs))
+        def quickly(handler: ClaimHandler, ref: ClaimRef) -> Any:
+            return prepare(handler, ref, patient=False)
+
+        def patiently(handler: ClaimHandler, ref: ClaimRef) -> Any:
+            return prepare(handler, ref, patient=True)
+
+        outcomes = await asyncio.gather(*(self._one(ref, quickly, patiently) for ref in refs))
         response = module.NodePrepareResourcesResponse()
         for ref, (answer, error) in zip(refs, outcomes, strict=True):
             response.claims[ref.uid].CopyFrom(module.NodePrepareResourceResponse(error=error) if error else answer)
@@ -127,14 +137,26 @@ class DraServicer:
         _count("UnprepareResourceClaims", began, failed=any(error for _, error in outcomes))
         return response
 
-    async def _one(self, ref: ClaimRef, call: Callable[[ClaimHandler, ClaimRef], T]) -> tuple[T | None, str]:
-        """Handle one claim; return what came of it, or why it failed."""
+    async def _one(
+        self,
+        ref: ClaimRef,
+        call: Callable[[ClaimHandler, ClaimRef], T],
+        slow: Callable[[ClaimHandler, ClaimRef], T] | None = None,
+    ) -> tuple[T | None, str]:
+        """Handle one claim; return what came of it, or why it failed.
+
+        What must wait for others is begun anew by ``slow`` where that keeps no worker from the other claims.
+        """
         lock = self._locks.setdefault(ref.uid, asyncio.Lock())
         self._waiting[ref.uid] = self._waiting.get(ref.uid, 0) + 1
         try:
             async with lock:
                 handler = await self._wait_open()
-                return await asyncio.get_running_loop().run_in_executor(self._pool, call, handler, ref), ""
+                loop = asyncio.get_running_loop()
+                try:
+                    return await loop.run_in_executor(self._pool, call, handler, ref), ""
+                except SlowClaimError:
+                    return await loop.run_in_executor(self._patient, slow or call, handler, ref), ""
         except PrepareError as error:
             return None, _clean(str(error) or "refused")
         except Exception as error:  # each claim must have its answer: without one kubelet refuses those of the others

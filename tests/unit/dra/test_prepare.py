@@ -23,7 +23,7 @@ from nri_dranet.dhcp.client import now
 from nri_dranet.dhcp.errors import DhcpError
 from nri_dranet.dhcp.lease import Lease, LeaseRoute
 from nri_dranet.dra import plan_lease
-from nri_dranet.dra.handler import PrepareError
+from nri_dranet.dra.handler import PrepareError, SlowClaimError
 from nri_dranet.dra.leasing import wanting
 from nri_dranet.dra.plan_model import DeviceFactsIn, NodeFacts
 from nri_dranet.dra.prepare import PodUse, Preparer, Reports
@@ -820,3 +820,13 @@ def test_a_sandbox_is_refused_without_a_valid_lease(world: World, servers: Serve
     sandbox = SandboxRef(PodRef("default", "pod-p1", "p1"), "s1", "/x")
     with pytest.raises(HookError, match=r"no valid DHCP lease.*10\.9\.0\.5 from DHCP server 10\.9\.0\.1 has expired"):
         world.keeper.run_sandbox(sandbox, time.monotonic() + 5)
+
+
+def test_who_is_not_patient_waits_for_no_server(world: World, servers: Servers) -> None:
+    """Nothing is asked and nothing recorded; a lease that is recorded needs no patience."""
+    world.objects["c"] = dhcp_claim()
+    with pytest.raises(SlowClaimError):
+        world.preparer.prepare(REF, patient=False)
+    assert (servers.asked, world.keeper.journal.records()) == ([], ())
+    world.preparer.prepare(REF)
+    assert world.preparer.prepare(REF, patient=False)

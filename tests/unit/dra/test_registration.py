@@ -33,8 +33,9 @@ class Handler:
         self.go = threading.Event()
         self.go.set()
 
-    def prepare(self, _ref: Any) -> list[Any]:
+    def prepare(self, _ref: Any, *, patient: bool = True) -> list[Any]:
         """Prepare a claim."""
+        del patient
         self.begun.set()
         self.go.wait(PATIENCE)
         return []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from nri_dranet.dra.handler import PreparedDevice, PrepareError
+from nri_dranet.dra.handler import PreparedDevice, PrepareError, SlowClaimError
 from nri_dranet.dra.registration import PluginServer
 from nri_dranet.dra.servicer import DraServicer
 from nri_dranet.telemetry import metrics
@@ -30,10 +30,15 @@ class Handler:
 
     def __init__(self) -> None:
         self.on_prepare: Callable[[ClaimRef], Sequence[Any]] = lambda ref: [device(ref)]
+        self.slow = False
+        self.threads: list[str] = []
         self.on_unprepare: Callable[[ClaimRef], None] = lambda _ref: None
 
-    def prepare(self, ref: ClaimRef) -> Sequence[PreparedDevice]:
-        """Prepare a claim."""
+    def prepare(self, ref: ClaimRef, *, patient: bool = True) -> Sequence[PreparedDevice]:
+        """Prepare a claim; one that is slow must be waited for."""
+        self.threads.append(threading.current_thread().name.partition("_")[0])
+        if self.slow and not patient:
+            raise SlowClaimError
         return self.on_prepare(ref)
 
     def unprepare(self, ref: ClaimRef) -> None:
@@ -112,6 +117,14 @@ def test_what_nobody_expected_is_the_claims_error_too(
     (answer,) = getattr(rig.kubelet, method)([A]).values()
     assert answer["error"] == "claim default/a: internal error: RuntimeError: broken \\udcff"
     assert any(record.exc_info for record in caplog.records)
+
+
+def test_a_slow_claim_is_waited_for_where_it_keeps_no_other(make_rig: Callable[..., Rig]) -> None:
+    """What must wait for others is begun anew by threads of its own."""
+    rig = make_rig()
+    rig.handler.slow = True
+    assert not rig.kubelet.prepare([A])["uid-a"]["error"]
+    assert rig.handler.threads == ["prepare", "patient"]
 
 
 def test_a_device_that_cannot_be_told_is_the_claims_error(make_rig: Callable[..., Rig]) -> None:
