@@ -81,7 +81,12 @@ def _programs(host: RtnlSocket, index: int, conf: LinkConf) -> tuple[HostProgram
 
 def _namespace_of(host: RtnlSocket) -> NetNs:
     """Open the namespace that a socket belongs to, which need not be this thread's."""
-    return NetNs(fcntl.ioctl(host.fileno(), _SIOCGSKNS), "/proc/self/net")
+    try:
+        descriptor = fcntl.ioctl(host.fileno(), _SIOCGSKNS)
+    except PermissionError as error:
+        text = "the host's network namespace cannot be opened, which takes the capability NET_ADMIN"
+        raise PermissionError(error.errno, text) from error
+    return NetNs(descriptor, "/proc/self/net")
 
 
 def settings(conf: LinkConf) -> dict[str, str]:

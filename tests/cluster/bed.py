@@ -178,12 +178,16 @@ class Bed:
         """Install the chart, or bring what is installed to these values; wait until the driver is ready."""
         if self._values == values:
             return
-        self._values = None
-        chart = ROOT / "charts" / "nri-dranet"
-        command = ["helm", "upgrade", "--install", RELEASE, str(chart), "--namespace", SYSTEM, "--values=-"]
-        self.cluster.run(*command, "--wait", "--timeout=90s", stdin=json.dumps(values))
+        self.begin_install(values, "--wait", "--timeout=90s")
         self._values = values
         self.wait_devices()
+
+    def begin_install(self, values: dict[str, Any], *options: str) -> None:
+        """Install the chart with these values, and do not wait for the driver."""
+        self._values = None
+        chart = ROOT / "charts" / "nri-dranet"
+        command = ["helm", "upgrade", "--install", RELEASE, str(chart), "--namespace", SYSTEM, "--values=-", *options]
+        self.cluster.run(*command, stdin=json.dumps(values))
 
     def uninstall(self) -> None:
         """Remove the chart and wait until its pods are gone."""
