@@ -148,11 +148,15 @@ class NetNs:
         process ends at once if the way back fails: what is recorded survives that.
 
         Raises:
-            OSError: entering is not permitted.
+            PermissionError: CAP_SYS_ADMIN is missing.
         """
         home = _open(_OWN)
         try:
-            _setns(self.fd)
+            try:
+                _setns(self.fd)
+            except PermissionError as error:
+                text = "a network namespace cannot be entered, which takes the capability SYS_ADMIN"
+                raise PermissionError(error.errno, text) from error
             try:
                 yield
             finally:

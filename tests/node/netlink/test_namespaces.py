@@ -162,6 +162,17 @@ def test_a_thread_that_cannot_come_back_ends_the_process(netns: NetNs, monkeypat
     assert len(calls) == 2
 
 
+def test_entering_without_the_capability_names_it(netns: NetNs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """EPERM alone would not tell whoever reads the daemon's last line what its container lacks."""
+
+    def refuse(_: int) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(namespaces, "_setns", refuse)
+    with pytest.raises(PermissionError, match="takes the capability SYS_ADMIN"), netns.entered():
+        pass
+
+
 def test_a_socket_made_inside_works_outside_and_keeps_the_namespace(make_netns: Callable[[], NetNs]) -> None:
     """The socket stays in its namespace after every other descriptor of that is closed."""
     netns = make_netns()
