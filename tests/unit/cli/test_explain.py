@@ -123,6 +123,19 @@ def test_values_have_their_origin_and_the_plan_its_order(capsys: pytest.CaptureF
 
 
 @pytest.mark.usefixtures("node")
+def test_dhcp_is_a_step_before_all_others(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The address is not known yet: who asks for it is told, and the host's stay out."""
+    path = tmp_path / "claim.yaml"
+    path.write_text(CLASS + "---\n" + CLAIM.replace("addresses: [10.77.0.5/24]", "dhcp: true"))
+    code, found = explained(capsys, "-f", str(path), "--device", "nic=eth1")
+    assert (code, found["errors"]) == (0, [])
+    (device,) = found["devices"]
+    asked = "before that, in Prepare: ask a DHCP server for address and routes, as "
+    assert device["steps"][0].startswith(asked)
+    assert not [step for step in device["steps"] if step.startswith("add address")]
+
+
+@pytest.mark.usefixtures("node")
 def test_text_is_for_people(capsys: pytest.CaptureFixture[str], files: str) -> None:
     """Request, device, values with their origin, numbered steps."""
     assert ran("-f", files, "--device", "nic=eth1") == 0
