@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nri_dranet.cli.daemon_flags import with_daemons
 from nri_dranet.cli.options import add_run_arguments, journal_of, node_name_of
+from nri_dranet.cli.records import read
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Mapping, Sequence
 
-    from nri_dranet.claims.record import ClaimRecord
     from nri_dranet.dra.sharing import Sharing
     from nri_dranet.inventory.device import Device
     from nri_dranet.inventory.override import NodeFilter
@@ -51,7 +51,6 @@ FLAGS: Final = frozenset(
 )
 """Flags of ``run`` that say what is published."""
 
-_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _SCAN_SECONDS: Final = 10.0
 _API_SECONDS: Final = 3.0
 _FILTERED: Final = "the filter leaves it out"
@@ -63,17 +62,6 @@ class Answer:
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Records:
-    """Claims that were read from a journal (``dra.sharing.Claims``)."""
-
-    found: tuple[ClaimRecord, ...] = ()
-
-    def records(self) -> tuple[ClaimRecord, ...]:
-        """Return all claims."""
-        return self.found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -122,7 +110,7 @@ def _look(answer: Answer, flags: argparse.Namespace, *, sysfs: str, offline: boo
 
     driver = flags.driver_name
     decide = NodeFilter(flags.filter, driver)
-    records = _records(answer, journal_of(flags))
+    records = read(journal_of(flags), answer.notes)
     sharing = Sharing(flags.share, driver, records)
     held = held_devices(records.found)
     policy = Policy(
@@ -148,20 +136,6 @@ def _look(answer: Answer, flags: argparse.Namespace, *, sysfs: str, offline: boo
             raise TimeoutError(f"the node was not read within {_SCAN_SECONDS:g} s")
         found = inventory.devices()
     answer.rows += describe(found, held, decide, sharing, Offers(driver=driver, taints=flags.device_taints))
-
-
-def _records(answer: Answer, journal: Path) -> Records:
-    from nri_dranet.store.database import JournalError  # noqa: PLC0415 - the help text needs none of it
-    from nri_dranet.store.reading import read_records  # noqa: PLC0415 - the same
-
-    try:
-        found, unreadable = read_records(journal, _BOOT_ID.read_text(encoding="ascii").strip())
-    except JournalError as error:
-        answer.notes.append(f"{error}: devices in pods are not known")
-        return Records()
-    if unreadable:
-        answer.notes.append(f"{unreadable} claims of the journal cannot be read: their devices are not known")
-    return Records(found)
 
 
 def _node(answer: Answer, flags: argparse.Namespace) -> NodeInfo | None:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from nri_dranet.api.errors import ConfigError, show_path
+from nri_dranet.api.errors import ConfigError, FieldError, show_path
 from nri_dranet.api.resolve import Resolved, given, resolve
 from nri_dranet.attach import steps
 from nri_dranet.attach.steps import Found
+from nri_dranet.claims.model import PodRef
 from nri_dranet.claims.plan import DeviceKind
 from nri_dranet.dra.plan_lease import hardware_address
-from nri_dranet.dra.plan_model import PlanError
-from nri_dranet.dra.planner import config_sources, plan_claim
+from nri_dranet.dra.plan_model import NodeFacts, PlanError
+from nri_dranet.dra.planner import config_sources, outline, plan_claim
 from nri_dranet.netlink.model import Link
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from nri_dranet.api.errors import FieldError
     from nri_dranet.claims.allocation import AllocationResult, Claim
-    from nri_dranet.claims.plan import DevicePlan, HostState, PodState
-    from nri_dranet.dra.plan_model import DeviceFactsIn, NodeFacts
+    from nri_dranet.claims.plan import ClaimPlan, DevicePlan, HostState, PodState
+    from nri_dranet.claims.record import ClaimRecord
+    from nri_dranet.dra.plan_model import DeviceFactsIn
 
 UNKNOWN: Final = "?"
 """Stands for the device of a request that has none yet."""
@@ -29,51 +31,80 @@ FROM_HOST: Final = "the device on the host"
 _MADE_UP: Final = "made from the claim"
 
 
-def explain(
-    claim: Claim,
-    driver: str,
-    devices: Mapping[str, DeviceFactsIn],
-    hosts: Mapping[str, HostState],
-    *,
-    node: NodeFacts | None = None,
-    plans: bool = True,
-) -> dict[str, Any]:
-    """Return what would happen with a claim as plain data.
+@dataclass(slots=True)
+class Node:
+    """What is known of a node: devices by name, how their interfaces are on the host, its other claims."""
+
+    devices: dict[str, DeviceFactsIn] = field(default_factory=dict)
+    hosts: dict[str, HostState] = field(default_factory=dict)
+    facts: NodeFacts | None = None
+    records: Sequence[ClaimRecord] = ()
+
+
+def explain_together(claims: Sequence[Claim], driver: str, node: Node | None) -> list[dict[str, Any]]:
+    """Return what would happen with the claims of one pod, prepared in this order, as plain data.
 
     Args:
-        claim: the claim, allocated.
+        claims: the claims, allocated.
         driver: the driver's name.
-        devices: what is known of devices, by name.
-        hosts: how their interfaces are on the host.
-        node: facts of the node.
-        plans: make plans too; False: only the configuration is looked at.
+        node: the node; None: only the configuration is looked at.
 
     Returns:
-        ``claim``, ``devices`` (each with ``request``, ``device``, ``configuration`` and ``steps``), and ``errors``;
-        there are steps where there are no errors.
+        Of each claim ``claim``, ``devices`` (each with ``request``, ``device``, ``configuration`` and ``steps``), and
+        ``errors``; there are steps where there are no errors.
     """
+    together = PodRef("", "", "explained") if len(claims) > 1 else None
+    before: list[ClaimPlan] = []
+    found = []
+    for claim in claims:
+        asked = replace(claim, pods=(*claim.pods, together)) if together is not None else claim
+        told, plan = _explain(asked, driver, node, before)
+        found.append(told)
+        if plan is not None:
+            before.append(plan)
+    return found
+
+
+def _explain(
+    claim: Claim, driver: str, node: Node | None, before: Sequence[ClaimPlan]
+) -> tuple[dict[str, Any], ClaimPlan | None]:
     errors: list[FieldError] = []
-    planned: dict[tuple[str, str], DevicePlan] = {}
-    if plans:
+    made: ClaimPlan | None = None
+    if node is not None:
+        others = [*(record.plan for record in node.records), *before]
         try:
-            made = plan_claim(claim, driver, devices, hosts, node=node)
-            planned = {(plan.request, str(plan.key)): plan for plan in made.devices}
+            made = plan_claim(claim, driver, node.devices, node.hosts, node=node.facts, others=others)
         except PlanError as error:
             errors += error.errors
+        errors += _taken_devices(claim, driver, node, before)
+    planned = {(plan.request, str(plan.key)): plan for plan in made.devices} if made and not errors else {}
     found = []
     for result in claim.results_of(driver):
         resolved = Resolved()
         try:
             resolved = resolve(config_sources(claim, result))
         except ConfigError as error:
-            if not plans:
+            if node is None:
                 errors += [each for each in error.errors if each not in errors]
         found.append(_device(result, resolved, planned.get((result.request, str(result.key)))))
-    return {
+    told = {
         "claim": {"namespace": claim.ref.namespace, "name": claim.ref.name},
         "devices": found,
         "errors": [_error(error) for error in errors],
     }
+    return told, made
+
+
+def _taken_devices(claim: Claim, driver: str, node: Node, before: Sequence[ClaimPlan]) -> Iterator[FieldError]:
+    """Give the devices that another claim has, as the node's program would refuse them."""
+    holders = {one.uid: f", which pod {one.holder.pod} holds" for one in node.records if one.holder is not None}
+    others = [*(record.plan for record in node.records), *before]
+    for result in claim.results_of(driver):
+        device = outline(result, node.devices.get(result.device), node.facts or NodeFacts())
+        for other in others:
+            if any(device.excludes(theirs) for theirs in other.devices):
+                text = f"is prepared for claim {other.ref}{holders.get(other.ref.uid, '')}: it cannot be in both"
+                yield FieldError(f"device {result.device}", "", text, f"request {result.request}")
 
 
 def _device(result: AllocationResult, resolved: Resolved, plan: DevicePlan | None) -> dict[str, Any]:

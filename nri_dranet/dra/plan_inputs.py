@@ -22,9 +22,9 @@ from nri_dranet.netlink.sockets import RtnlSocket
 if TYPE_CHECKING:
     from nri_dranet.claims.allocation import AllocationResult, Claim
     from nri_dranet.claims.plan import DevicePlan, HostState
+    from nri_dranet.claims.record import ClaimRecord
     from nri_dranet.dra.hardware import Hardware
     from nri_dranet.netlink.model import Link
-    from nri_dranet.store.journal import Journal
 
 _NEVER_MADE = "dra-never-made"
 
@@ -77,13 +77,21 @@ class Inventory(Protocol):
         ...
 
 
+class Claims(Protocol):
+    """The claims of this node (``store.journal.Journal``)."""
+
+    def of_device(self, device: str) -> tuple[ClaimRecord, ...]:
+        """Return those that have a device."""
+        ...
+
+
 class PlanInputs:
     """Reads what ``planner.plan_claim`` needs. Thread-safe: each read borrows a socket of its own."""
 
     def __init__(
         self,
         inventory: Inventory,
-        journal: Journal,
+        journal: Claims,
         hardware: Hardware,
         *,
         bpf_root: str,

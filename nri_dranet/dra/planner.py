@@ -174,6 +174,12 @@ def _plan(
     return _Draft(plan, problems)
 
 
+def outline(result: AllocationResult, device: DeviceFactsIn | None, node: NodeFacts) -> DevicePlan:
+    """Return as much of a plan as tells whether another claim can have the device too."""
+    kind = _kind(result, device)
+    return DevicePlan(key=result.key, request=result.request, kind=kind, rdma=_rdma(kind, device, node))
+
+
 def _with_address(plan: DevicePlan, uid: str) -> DevicePlan:
     """Give a macvlan a hardware address of its own (locally administered), the same in each sandbox of its claim.
 

@@ -51,12 +51,13 @@ def ran(*words: str) -> int:
     return run(parser.parse_args(words))
 
 
-def claim(api: ApiServerStandIn, parameters: dict[str, Any]) -> None:
-    """Create a claim and its device class."""
-    api.create(
-        f"{RESOURCE_API}/deviceclasses",
-        {"apiVersion": "resource.k8s.io/v1", "kind": "DeviceClass", "metadata": {"name": "dra.net"}, "spec": {}},
-    )
+def claim(api: ApiServerStandIn, parameters: dict[str, Any], name: str = "c") -> None:
+    """Create a claim, and its device class with the first one."""
+    if name == "c":
+        api.create(
+            f"{RESOURCE_API}/deviceclasses",
+            {"apiVersion": "resource.k8s.io/v1", "kind": "DeviceClass", "metadata": {"name": "dra.net"}, "spec": {}},
+        )
     devices = {
         "requests": [{"name": "nic", "exactly": {"deviceClassName": "dra.net"}}],
         "config": [{"opaque": {"driver": "dra.net", "parameters": parameters}}],
@@ -66,7 +67,7 @@ def claim(api: ApiServerStandIn, parameters: dict[str, Any]) -> None:
         {
             "apiVersion": "resource.k8s.io/v1",
             "kind": "ResourceClaim",
-            "metadata": {"name": "c", "namespace": "default"},
+            "metadata": {"name": name, "namespace": "default"},
             "spec": {"devices": devices},
         },
     )
@@ -100,3 +101,28 @@ def test_what_the_cluster_and_the_device_refuse(
     printed = capsys.readouterr()
     assert "not found" in printed.err
     assert "the device is not shared, it moves whole" in printed.out
+
+
+def test_the_claims_of_a_pod_of_the_cluster(
+    nic: str, kubeconfig: tuple[ApiServerStandIn, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of them, in the pod's order, with what stands between them."""
+    api, path = kubeconfig
+    claim(api, {"interface": {"name": "net1"}})
+    claim(api, {"interface": {"name": "net1"}}, "d")
+    containers = [{"name": "app", "image": "x"}]
+    named = [{"name": "one", "resourceClaimName": "d"}, {"name": "two", "resourceClaimName": "c"}]
+    late = [{"name": "three", "resourceClaimTemplateName": "t"}]
+    for name, claims in (("both", named), ("bare", []), ("late", late)):
+        body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"}}
+        api.create(
+            "/api/v1/namespaces/default/pods", {**body, "spec": {"containers": containers, "resourceClaims": claims}}
+        )
+    words = ("--kubeconfig", path, "--device", f"d:nic={nic}", "--device", f"c:nic={nic}p")
+    assert ran("--pod", "both", *words, "-o", "json") == 1
+    first, second = json.loads(capsys.readouterr().out)["claims"]
+    assert (first["claim"]["name"], first["errors"]) == ("d", [])
+    assert f"device {nic}, request nic, of claim d" in second["errors"][0]["message"]
+    for name in ("bare", "late", "none"):
+        assert ran("--pod", name, "--kubeconfig", path) == 1
+    assert ran("--pod", "both", "c", "--kubeconfig", path) == 2

@@ -16,7 +16,8 @@ from nri_dranet.claims.lifecycle import State
 from nri_dranet.claims.model import ClaimRef, DeviceKey, PodRef
 from nri_dranet.claims.plan import ClaimPlan, DeviceKind, DevicePlan
 from nri_dranet.claims.record import ClaimRecord, Holder
-from nri_dranet.cli.devices import Answer, Records, add_arguments, describe, render, run
+from nri_dranet.cli.devices import Answer, add_arguments, describe, render, run
+from nri_dranet.cli.records import Records
 from nri_dranet.dra.sharing import Sharing
 from nri_dranet.inventory.device import Device
 from nri_dranet.inventory.override import NodeFilter

@@ -9,9 +9,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from nri_dranet.claims.plan import CharDevice, HostState
+from nri_dranet.claims.lifecycle import State
+from nri_dranet.claims.model import ClaimRef, DeviceKey, PodRef
+from nri_dranet.claims.plan import CharDevice, ClaimPlan, DeviceKind, DevicePlan, HostState
+from nri_dranet.claims.record import ClaimRecord, Holder
 from nri_dranet.cli import explain as command
-from nri_dranet.cli.explain import InputError, add_arguments, allocated, run
+from nri_dranet.cli.explain import add_arguments, run
+from nri_dranet.cli.explain_input import InputError, allocated, documents
+from nri_dranet.dra.explain import Node
 from nri_dranet.dra.plan_model import DeviceFactsIn, NodeFacts
 from nri_dranet.netlink.model import Address, Link
 
@@ -61,22 +66,28 @@ def link(**fields: Any) -> Link:
 
 
 @pytest.fixture
-def node(monkeypatch: pytest.MonkeyPatch) -> dict[str, DeviceFactsIn]:
+def node(monkeypatch: pytest.MonkeyPatch, records: list[ClaimRecord]) -> dict[str, DeviceFactsIn]:
     """Return the devices of a node that has eth1."""
     devices = {"eth1": DeviceFactsIn(name="eth1", link=link())}
     address = Address(family=2, address="192.0.2.7", prefix_length=24)
     state = {"rx-gro": True}
 
-    def looked_at(_args: object, _claim: object) -> tuple[Any, Any, Any]:
+    def looked_at(*_: object) -> Node:
         hosts = {
             name: HostState(link=one.link, addresses=(address,), features=state)
             for name, one in devices.items()
             if one.link
         }
-        return devices, hosts, NodeFacts()
+        return Node(devices, hosts, NodeFacts(), tuple(records))
 
     monkeypatch.setattr(command, "_node", looked_at)
     return devices
+
+
+@pytest.fixture
+def records() -> list[ClaimRecord]:
+    """Return the claims that the node's journal has."""
+    return []
 
 
 def ran(*words: str) -> int:
@@ -223,7 +234,7 @@ def test_numbers_and_dates_are_read_as_kubectl_reads_them(tmp_path: Path) -> Non
     """YAML 1.1 would make an integer of a MAC address of digits, and a date of a text."""
     path = tmp_path / "x.yaml"
     path.write_text("kind: X\nmac: 12:34:56:10:20:30\nday: 2001-12-14\nten: 10\nhex: 0x10\n")
-    (found,) = command._documents(str(path))
+    (found,) = documents(str(path))
     assert found == {"kind": "X", "mac": "12:34:56:10:20:30", "day": "2001-12-14", "ten": 10, "hex": 16}
 
 
@@ -241,3 +252,92 @@ def test_alternatives_are_requests_of_their_own() -> None:
     assert found["devices"]["config"][0]["requests"] == ["nic/good"]
     with pytest.raises(InputError, match="device class fast of request nic/good"):
         allocated(raw, {}, "dra.net", {})
+
+
+POD = """
+kind: Pod
+metadata: {name: web}
+spec:
+  resourceClaims:
+  - {name: first, resourceClaimTemplateName: nets}
+  - {name: second, resourceClaimTemplateName: nets}
+"""
+
+
+@pytest.fixture
+def pod(tmp_path: Path) -> str:
+    """Return a file with a pod that uses the template twice."""
+    path = tmp_path / "pod.yaml"
+    path.write_text(f"{CLASS}---\n{CLAIM}---\n{POD}")
+    return str(path)
+
+
+def test_claims_of_a_pod_that_collide_are_refused_with_both_sides(
+    capsys: pytest.CaptureFixture[str], node: dict[str, DeviceFactsIn], pod: str
+) -> None:
+    """The second claim gets what the first one has already: name, address, a route's way."""
+    node["eth2"] = DeviceFactsIn(name="eth2", link=link(index=8, name="eth2"))
+    words = ("-f", pod, "--device", "web-first:nic=eth1", "--device", "web-second:nic=eth2")
+    code, found = explained(capsys, *words)
+    assert code == 1
+    first, second = found["claims"]
+    assert first["claim"]["name"] == "web-first"
+    assert first["errors"] == []
+    assert first["devices"][0]["steps"]
+    assert "steps" not in second["devices"][0]
+    assert [error["path"] for error in second["errors"]] == ["interface.addresses[0]", "routes"]
+    assert all("device eth1, request nic, of claim web-first" in error["message"] for error in second["errors"])
+    assert all("device eth2, request nic" in error["from"] for error in second["errors"])
+    assert ran(*words) == 1
+    text = capsys.readouterr().out
+    assert text.index("Claim default/web-first") < text.index("Claim default/web-second") < text.index("Refused:")
+
+
+@pytest.mark.usefixtures("node")
+def test_one_device_cannot_be_in_two_claims(capsys: pytest.CaptureFixture[str], pod: str) -> None:
+    """Both claims are named."""
+    words = ("--device", "web-first:nic=eth1", "--device", "web-second:nic=eth1")
+    _, found = explained(capsys, "-f", pod, *words)
+    error = found["claims"][1]["errors"][-1]
+    assert error["path"] == "device eth1"
+    assert error["message"] == "is prepared for claim default/web-first: it cannot be in both"
+
+
+@pytest.mark.usefixtures("node")
+def test_a_device_that_a_pod_has_is_refused_with_that_pod(
+    capsys: pytest.CaptureFixture[str], files: str, records: list[ClaimRecord]
+) -> None:
+    """The daemon's journal knows it."""
+    plan = DevicePlan(key=DeviceKey("node", "eth1"), request="nic", kind=DeviceKind.INTERFACE)
+    holder = Holder(pod=PodRef("prod", "db-0", "p"), sandbox_id="s", netns_path="/x")
+    held = ClaimPlan(ref=ClaimRef("prod", "db", "u9"), allocation_hash="h", devices=(plan,))
+    records.append(ClaimRecord(plan=held, state=State.ATTACHED, holder=holder))
+    code, found = explained(capsys, "-f", files, "--device", "nic=eth1")
+    assert code == 1
+    (error,) = found["errors"]
+    assert error["path"] == "device eth1"
+    assert error["message"] == "is prepared for claim prod/db, which pod prod/db-0 holds: it cannot be in both"
+
+
+@pytest.mark.usefixtures("node")
+def test_what_cannot_be_chosen_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path, pod: str) -> None:
+    """A request of two claims, a claim that there is not, an allocated one, a pod whose template is missing."""
+    for word, said in (
+        ("nic=eth1", "claims web-first and web-second have request nic: write --device CLAIM:nic=eth1"),
+        ("other:nic=eth1", "there is no claim other; there are web-first, web-second"),
+        ("web-first:x=eth1", "no claim without allocation has a request 'x'; requests are nic"),
+    ):
+        assert ran("-f", pod, "--device", word) == 2
+        assert said in capsys.readouterr().err
+    path = tmp_path / "x.yaml"
+    path.write_text("kind: ResourceClaim\nmetadata: {name: c}\nstatus: {allocation: {devices: {results: []}}}\n")
+    assert ran("-f", str(path), "--device", "nic=eth1") == 2
+    assert "for claims that are not allocated" in capsys.readouterr().err
+    for text, said in (
+        (POD, "ResourceClaimTemplate nets of pod web is not among the files"),
+        (f"{POD}---\n{POD}", "2 pods"),
+        ("kind: Pod", "no claim and no claim template of the pod"),
+    ):
+        path.write_text(text)
+        assert ran("-f", str(path)) == 1
+        assert said in capsys.readouterr().err

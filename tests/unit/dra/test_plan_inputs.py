@@ -56,7 +56,7 @@ def inputs(*, held: DevicePlan | None = None) -> PlanInputs:
     hardware = SimpleNamespace(is_virtual_function=lambda _: True, pf_mtu=lambda _: 1400)
     return PlanInputs(
         SimpleNamespace(device=lambda _: known),
-        SimpleNamespace(of_device=lambda _: records),  # type: ignore[arg-type]
+        SimpleNamespace(of_device=lambda _: records),
         hardware,  # type: ignore[arg-type]
         bpf_root="/nowhere",
     )
