@@ -86,6 +86,7 @@ def main() -> int:
         _ip("link", "add", f"other{number}", "type", "bridge")
     memory(table)
     own_time(table, args.rounds)
+    batches(table, args.rounds)
     end_to_end(table, args.rounds)
     table.show()
     if args.json:
@@ -264,6 +265,14 @@ def _floor(rounds: int) -> list[float]:
             pod.kill()
             pod.wait()
     return took
+
+
+def batches(table: Table, rounds: int) -> None:
+    """Measure what batches are worth."""
+    from hack.bench_batch import batching  # noqa: PLC0415 - inside the namespaces only
+
+    with ExitStack() as stack:
+        batching(table, rounds, _namespace, stack)
 
 
 # ---- the daemon
