@@ -58,7 +58,7 @@ from nri_dranet.reconcile.reconciler import Reconciler
 from nri_dranet.status.health_book import HealthBook
 from nri_dranet.status.wire import StatusWire
 from nri_dranet.status.writer import WORKERS, StatusWriter
-from nri_dranet.store.database import JournalError
+from nri_dranet.store.database import JournalError, JournalTooNewError
 from nri_dranet.store.journal import Journal
 from nri_dranet.sysfs import Sysfs
 from nri_dranet.telemetry import metrics
@@ -108,8 +108,7 @@ _REGISTRATION_SECONDS: Final = 10.0
 _JOIN_SECONDS: Final = 3.0
 _PORT_SECONDS: Final = 10.0
 _HOOK_SECONDS: Final = 0.5
-# What the end is put off for an instance that is about to take over. The chart's grace period is 30.
-_SUCCESSOR_SECONDS: Final = 15.0
+_JOURNAL_SECONDS: Final = 2.0
 _STALE_INVENTORY: Final = 3.0
 
 
@@ -164,6 +163,7 @@ class Driver:
     """The daemon. ``run`` is all of its life."""
 
     _gate: HookGate
+    _http: HttpServer | None
     _plugin: PluginServer
     _session: NriSession
     _watching: asyncio.Task[None] | None
@@ -199,7 +199,7 @@ class Driver:
                     await self._start(stack)
                 except (ConfigurationError, JournalError, NotAloneError, SocketError, OSError) as error:
                     raise StartError(str(error)) from error
-                handed = await self._work()
+                handed = await self._handover.work(self._stopping, self._watching)
                 LOG.info("stopping", extra=fields(handed_over=handed))
             gc.unfreeze()
             if handed:
@@ -214,21 +214,21 @@ class Driver:
         """
         options = self._options
         self._handed_over = False
+        self._http = None
+        self._unusable = ""
         self._threads = Threads(THREADS)
         self._client = KubeClient.load(options.kubeconfig)
         stack.callback(self._client.close)
         # Each of these is stopped alone when another instance takes over.
         self._held_open = await stack.enter_async_context(contextlib.AsyncExitStack())
         self._recording = await stack.enter_async_context(contextlib.AsyncExitStack())
-        self._succession = Succession(options.journal, self._activate, self._stopping)
-        self._recording.callback(self._succession.close)
-        self._compose_outside()
-        first = self._succession.try_now()
         self._serving = await stack.enter_async_context(contextlib.AsyncExitStack())
-        if first:
-            await self._serve_http()
+        self._compose_outside()
         self._events.start()
         stack.callback(self._events.stop)
+        first = await self._begin()
+        if first:
+            await self._serve_http()
         self._inventory.subscribe(self._slices.refresh)
         self._inventory.start()
         stack.callback(self._inventory.stop)
@@ -263,6 +263,39 @@ class Driver:
         gc.collect()
         gc.freeze()
 
+    async def _begin(self) -> bool:
+        """Begin to work if no other instance does; tell whether this one works.
+
+        A journal that cannot be used, on a disk that is full or read-only, is tried until it can: a program that ends
+        and is started again and again helps nobody.
+
+        Raises:
+            JournalTooNewError: it is of a newer version.
+            StartError: this instance shall end first.
+        """
+        succession: Succession | None = None
+        while True:
+            try:
+                if succession is None:
+                    succession = Succession(self._options.journal, self._activate, self._stopping)
+                    self._recording.callback(succession.close)
+                    self._succession = succession
+                return succession.try_now()
+            except JournalTooNewError:
+                raise
+            except (JournalError, OSError) as error:
+                problem = str(error)
+            if problem != self._unusable:
+                self._unusable = problem
+                LOG.error("the journal cannot be used, trying on", extra=fields(error=problem))
+                self._node_event(
+                    "JournalUnusable", f"the node's driver waits, as its journal cannot be used: {problem}"
+                )
+                await self._serve_http()
+            await self._look_for(self._stopping.is_set, _JOURNAL_SECONDS)
+            if self._stopping.is_set():
+                raise StartError(f"stopped before the journal could be used: {problem}")
+
     def _start_background(self, *parts: Part) -> None:
         for part in parts:
             part.start()
@@ -274,7 +307,9 @@ class Driver:
         Raises:
             OSError: the address cannot be listened on.
         """
-        http = HttpServer(self._address, live={"loop": lambda: ""}, ready=self._readiness())
+        if self._http is not None:
+            return
+        self._http = http = HttpServer(self._address, live={"loop": lambda: ""}, ready=self._readiness())
         end = time.monotonic() + patience
         while True:
             try:
@@ -448,28 +483,6 @@ class Driver:
 
     # ---- stop
 
-    async def _work(self) -> bool:
-        """Work until this instance shall end, or another one has taken over or died in that; tell whether it has.
-
-        Raises:
-            Exception: the watch over kubelet's sockets failed.
-        """
-        handed, watching = self._handover.handed, self._watching
-        stopping = asyncio.create_task(self._stopping.wait(), name="stop")
-        try:
-            ends: list[asyncio.Future[Any]] = [stopping, handed]
-            await asyncio.wait([*ends, watching] if watching else ends, return_when=asyncio.FIRST_COMPLETED)
-            if watching is not None and watching.done() and not watching.cancelled():
-                watching.result()
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            if not handed.done() and self._handover.successor:
-                LOG.info("another instance waits; this one stays until that works")
-                self._handover.offer()
-                await asyncio.wait({handed}, timeout=_SUCCESSOR_SECONDS)
-            return handed.done() and handed.result()
-        finally:
-            stopping.cancel()
-
     async def drain(self) -> None:
         """Leave kubelet and end the work in the background (``instance.handover.Incumbent``)."""
         await self._kubelet.aclose()
@@ -626,20 +639,11 @@ class Driver:
 
     def _tell_journal(self) -> None:
         """Say what the journal had that could not be used."""
-        for entry in self._journal.quarantined:
-            text = f"the node's record of claim {entry.ref} cannot be read and was set aside: {entry.reason}"
-            self._claim_event(entry.ref, "RecordQuarantined", text)
-        if self._journal.moved_aside:
-            text = (
-                f"the journal was damaged and was moved to {self._journal.moved_aside}; a new one is begun, "
-                f"with {len(self._journal.restored)} claims restored from the copies of their rows"
-            )
-            self._node_event("JournalDamaged", text)
-        elif self._journal.restored:
-            text = (
-                f"{len(self._journal.restored)} claims could not be read in the journal and were restored from copies"
-            )
-            self._node_event("JournalDamaged", text)
+        for ref, reason, text in self._journal.losses():
+            if ref is None:
+                self._node_event(reason, text)
+            else:
+                self._claim_event(ref, reason, text)
         if self._journal.voided:
             LOG.info("claims of an earlier boot dropped", extra=fields(claims=len(self._journal.voided)))
 
@@ -660,6 +664,8 @@ class Driver:
         return "" if age < self._options.max_poll * _STALE_INVENTORY else f"the last scan was {age:.0f} s ago"
 
     def _journal_problem(self) -> str:
+        if not self._gate.opened:
+            return self._unusable or "not opened yet"
         try:
             self._journal.check_writable()
         except JournalError as error:

@@ -41,6 +41,8 @@ RELEASE: Final = "release"
 ACTIVE: Final = "active"
 
 _HELLO_SECONDS: Final = 2.0
+# What the end is put off for an instance that is about to take over. The chart's grace period is 30.
+_SUCCESSOR_SECONDS: Final = 15.0
 
 
 class HandoverError(Exception):
@@ -116,6 +118,33 @@ class HandoverServer:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def work(self, stopping: asyncio.Event, watching: asyncio.Task[None] | None) -> bool:
+        """Wait until this instance shall end, or another one has taken over or died in that; tell whether it has.
+
+        One that waits is given the time to take over before this one ends.
+
+        Args:
+            stopping: set when this instance shall end.
+            watching: work of this instance whose failure ends it; None: there is none.
+
+        Raises:
+            Exception: what ``watching`` ended by.
+        """
+        stop = asyncio.create_task(stopping.wait(), name="stop")
+        ends: list[asyncio.Future[Any]] = [stop, self.handed]
+        try:
+            await asyncio.wait([*ends, watching] if watching else ends, return_when=asyncio.FIRST_COMPLETED)
+            if watching is not None and watching.done() and not watching.cancelled():
+                watching.result()
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if not self.handed.done() and self._peer is not None:
+                LOG.info("another instance waits; this one stays until that works")
+                self.offer()
+                await asyncio.wait({self.handed}, timeout=_SUCCESSOR_SECONDS)
+            return self.handed.done() and self.handed.result()
+        finally:
+            stop.cancel()
 
     @property
     def successor(self) -> bool:

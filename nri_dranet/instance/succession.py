@@ -73,7 +73,7 @@ class Succession:
             self._peer.close()
 
     def try_now(self) -> bool:
-        """Begin to work if nobody else does; tell whether this instance works.
+        """Begin to work if nobody else does; tell whether this instance works. After an error it may be tried again.
 
         Raises:
             Exception: what ``activate`` raises.
@@ -81,7 +81,11 @@ class Succession:
         if self._turn.is_set() or not self._lock.take():
             return self._turn.is_set()
         self._turn.set()
-        self._activate()
+        try:
+            self._activate()
+        except BaseException:
+            self._turn.clear()
+            raise
         return True
 
     async def wait(self, join: Callable[[], None]) -> None:

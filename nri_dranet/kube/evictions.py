@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from nri_dranet.kube.client import ApiError
+from nri_dranet.kube.resources import eviction_path
 from nri_dranet.telemetry import metrics
 from nri_dranet.telemetry.logs import fields
 
@@ -96,7 +97,7 @@ class Evictor:
             "deleteOptions": {"preconditions": {"uid": pod.uid}},
         }
         try:
-            self._client.create(f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}/eviction", body)
+            self._client.create(eviction_path(pod.namespace, pod.name), body)
         except ApiError as error:
             if error.status in _GONE:
                 return True

@@ -96,6 +96,7 @@ EVENTS: Final[dict[str, str]] = {
     "SliceFieldDropped": "the API server drops a field of the devices that it does not know or has off",
     "DeviceRefused": "the API server refuses a device, which is left out of the slices",
     "JournalDamaged": "the node's journal could not be read, or not all of it; claims were restored from copies",
+    "JournalUnusable": "the node's journal cannot be used (disk full or read-only); the program waits until it can",
     "RDMAModeSwitched": "the node's RDMA mode was switched between Prepare and attach",
     "PodEvicted": "the pod ran without its device and could not get it late (--end-unattached-pods)",
     "StatusNotWritable": "the API server refuses every change of the claim's status; the message says why",

@@ -82,6 +82,28 @@ class Journal:
         with self._lock:
             self._connection.close()
 
+    def losses(self) -> list[tuple[ClaimRef | None, str, str]]:
+        """Tell what could not be read: the claim (None: the whole node), the reason of an Event, and its text."""
+        found: list[tuple[ClaimRef | None, str, str]] = [
+            (
+                entry.ref,
+                "RecordQuarantined",
+                f"the node's record of claim {entry.ref} cannot be read and was set aside: {entry.reason}",
+            )
+            for entry in self.quarantined
+        ]
+        count = len(self.restored)
+        if self.moved_aside:
+            text = (
+                f"the journal was damaged and was moved to {self.moved_aside}; a new one is begun, with {count} claims "
+                "restored from the copies of their rows"
+            )
+            found.append((None, "JournalDamaged", text))
+        elif count:
+            text = f"{count} claims could not be read in the journal and were restored from copies"
+            found.append((None, "JournalDamaged", text))
+        return found
+
     # ---- reading
 
     def records(self) -> tuple[ClaimRecord, ...]:

@@ -236,7 +236,7 @@ def test_links_on_interfaces(nic: Nic) -> None:
         bpf.detach_link(2**31 - 1)
 
 
-def test_pinned_links(nic: Nic, pins: Path) -> None:
+def test_f27_pinned_links(nic: Nic, pins: Path) -> None:
     """Of all that is pinned, only the links on this very interface are given, wherever they are pinned."""
     pin(nic.link(SCHED_CLS, TCX_EGRESS), pins / "deep" / "er" / "tcx")
     pin(nic.link(XDP, ATTACH_XDP), pins / "xdp")

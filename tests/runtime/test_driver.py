@@ -105,7 +105,7 @@ def test_a_failing_attach_refuses_the_sandbox(world: World) -> None:
 
 
 @pytest.mark.parametrize("request_timeout", ["300ms"])
-def test_a_slow_attach_is_refused_before_the_runtime_gives_up(world: World) -> None:
+def test_f03_a_slow_attach_is_refused_before_the_runtime_gives_up(world: World) -> None:
     """With more work than the runtime's timeout allows the answer is an error, and everything is undone behind it."""
     world.start_daemon()
     names = [f"nic{number}" for number in range(30)]
@@ -141,7 +141,7 @@ def test_a_frozen_driver_gives_no_container_without_its_device(world: World) -> 
 
 
 @pytest.mark.parametrize("kill", [False, True], ids=["stopped", "killed"])
-def test_containerd_restarts_under_a_running_pod(world: World, *, kill: bool) -> None:
+def test_f04_containerd_restarts_under_a_running_pod(world: World, *, kill: bool) -> None:
     """The device stays, the daemon joins again, and the device comes home although the runtime calls no Stop."""
     world.start_daemon()
     before = world.nic("nic1", address="192.0.2.10/24")
@@ -191,7 +191,7 @@ def test_the_daemon_restarts_under_a_running_pod(world: World, number: signal.Si
     world.wait_for(lambda: not world.namespaces(), "no namespace is left")
 
 
-def test_killed_between_prepare_and_the_sandbox(world: World) -> None:
+def test_f01_killed_between_prepare_and_the_sandbox(world: World) -> None:
     """A pod whose hook nobody heard has no container without its device, and gets it when the daemon is back."""
     world.start_daemon()
     before = world.nic("nic1")
@@ -245,7 +245,7 @@ def test_a_container_at_once_after_the_hook_finds_the_receipt(world: World) -> N
         world.api.release("default", "claim", uid=pod.cri.uid)
 
 
-def test_a_later_plugin_refuses_the_sandbox(world: World) -> None:
+def test_f31_a_later_plugin_refuses_the_sandbox(world: World) -> None:
     """When a plugin that comes after ours fails, the device comes home, and the next try attaches it again."""
     world.start_daemon()
     before = world.nic("nic1", address="192.0.2.10/24")

@@ -169,7 +169,7 @@ def test_a_function_that_is_taken_away_takes_its_rdma_device_along(bed: Bed) -> 
     assert not done.home
 
 
-def test_a_driver_that_cannot_move_its_device_leaves_everything_as_it_was(bed: Bed) -> None:
+def test_f25_a_driver_that_cannot_move_its_device_leaves_everything_as_it_was(bed: Bed) -> None:
     """Rxe refuses to move; the error names the device and the reason, and the interface is back."""
     run("modprobe", "rdma_rxe")
     run("rdma", "link", "add", "rxe0", "type", "rxe", "netdev", bed.vf()[0])
@@ -200,7 +200,7 @@ def test_a_name_that_the_pod_gave_is_no_loss(bed: Bed) -> None:
     assert set(rdma_links()) == {"mlx5_0"}
 
 
-def test_the_mode_is_switched_while_a_device_is_prepared(bed: Bed) -> None:
+def test_f25_the_mode_is_switched_while_a_device_is_prepared(bed: Bed) -> None:
     """F25: prepared in exclusive mode, attached in shared mode: nothing moves, and the way back knows it."""
     vf, _ = bed.vf()
     bed.test_rdma("mlx5_0", vf)
@@ -221,7 +221,7 @@ def test_the_mode_is_switched_while_a_device_is_prepared(bed: Bed) -> None:
         eventually(exclusive_again, "exclusive mode again")
 
 
-def test_a_device_prepared_in_shared_mode_moves_in_exclusive_mode(bed: Bed) -> None:
+def test_f25_a_device_prepared_in_shared_mode_moves_in_exclusive_mode(bed: Bed) -> None:
     """F25, the other way round: the mode is read at each attach."""
     vf, _ = bed.vf()
     bed.test_rdma("mlx5_0", vf)

@@ -76,7 +76,7 @@ def _messages(world: Any, plans: tuple[DevicePlan, ...]) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("how", ["refuse", "before", "after"])
-def test_failed_attach_is_undone(world: Any, two: tuple[DevicePlan, ...], how: str) -> None:
+def test_f07_failed_attach_is_undone(world: Any, two: tuple[DevicePlan, ...], how: str) -> None:
     """Whatever message fails, all devices are on the host as they were, the pod is empty, and the error says why."""
     before, pod = world.state(), world.pod_state()
     total, _ = _messages(world, two)
@@ -95,7 +95,7 @@ def test_failed_attach_is_undone(world: Any, two: tuple[DevicePlan, ...], how: s
     assert total > 20
 
 
-def test_killed_attach_is_finished(world: Any, two: tuple[DevicePlan, ...]) -> None:
+def test_f02_killed_attach_is_finished(world: Any, two: tuple[DevicePlan, ...]) -> None:
     """Killed after any message, a new engine finishes the attach; a detach then restores the host."""
     before = world.state()
     facts = world.attach(*two)
@@ -111,7 +111,7 @@ def test_killed_attach_is_finished(world: Any, two: tuple[DevicePlan, ...]) -> N
     world.detach(*two)
 
 
-def test_killed_attach_is_taken_back(world: Any, two: tuple[DevicePlan, ...]) -> None:
+def test_f02_killed_attach_is_taken_back(world: Any, two: tuple[DevicePlan, ...]) -> None:
     """Killed after any message, a new engine's detach leaves the host as it was and nothing in the pod."""
     before, pod = world.state(), world.pod_state()
     total, _ = _messages(world, two)
@@ -122,7 +122,7 @@ def test_killed_attach_is_taken_back(world: Any, two: tuple[DevicePlan, ...]) ->
         assert world.pod_state() == pod, f"message {at}"
 
 
-def test_killed_detach_is_finished(world: Any, two: tuple[DevicePlan, ...]) -> None:
+def test_f02_killed_detach_is_finished(world: Any, two: tuple[DevicePlan, ...]) -> None:
     """Killed after any message of a detach, the next detach restores the host fully."""
     before, pod = world.state(), world.pod_state()
     _, total = _messages(world, two)
@@ -134,7 +134,7 @@ def test_killed_detach_is_finished(world: Any, two: tuple[DevicePlan, ...]) -> N
         assert world.pod_state() == pod, f"message {at}"
 
 
-def test_killed_detach_then_attach(world: Any, two: tuple[DevicePlan, ...]) -> None:
+def test_f02_killed_detach_then_attach(world: Any, two: tuple[DevicePlan, ...]) -> None:
     """Killed after any message of a detach, an attach gives the pod everything again."""
     facts = world.attach(*two)
     world.detach(*two)
@@ -173,7 +173,7 @@ def test_deadline_that_has_passed(world: Any, two: tuple[DevicePlan, ...]) -> No
     assert not world.changes(before)
 
 
-def test_deadline_between_devices(world: Any, two: tuple[DevicePlan, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_f03_deadline_between_devices(world: Any, two: tuple[DevicePlan, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """The time runs out while the second device is still to come: the first is back home as it was."""
     before = world.state()
     clock = iter([0.0] * 6)

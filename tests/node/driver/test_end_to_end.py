@@ -206,7 +206,7 @@ def test_a_host_network_pod_is_refused_clearly(stage: Stage, nic: str, on_host: 
     assert on_host(nic)
 
 
-def test_a_status_is_written_when_the_api_server_is_back(stage: Stage, nic: str) -> None:
+def test_f06_a_status_is_written_when_the_api_server_is_back(stage: Stage, nic: str) -> None:
     """The API server is away while the pod gets its interface."""
     pod = prepared(stage, nic)
     stage.api.stop()
@@ -223,7 +223,7 @@ def test_slices_that_kubelet_deletes_are_written_again(stage: Stage, nic: str) -
     stage.wait_for(lambda: nic in stage.devices(), "published again")
 
 
-def test_the_runtime_may_restart_as_often_as_it_likes(stage: Stage, nic: str) -> None:
+def test_f04_the_runtime_may_restart_as_often_as_it_likes(stage: Stage, nic: str) -> None:
     """The daemon comes back each time, the running pod keeps its interface, and it comes home afterwards."""
     pod = running(stage, nic)
     pid = stage.daemon_pid()

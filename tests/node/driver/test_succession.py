@@ -197,7 +197,7 @@ def test_an_instance_that_ends_stays_until_the_next_one_works(first: Stage, nic:
 
 
 @pytest.mark.parametrize("flags", [(), (SECOND,)], ids=["fixed sockets", "own sockets"])
-def test_an_instance_without_this_protocol_is_followed_by_the_lock(
+def test_f16_an_instance_without_this_protocol_is_followed_by_the_lock(
     make_stage: MakeStage, nic: str, flags: tuple[str, ...]
 ) -> None:
     """An older version has no socket for the next one: that waits until it has ended, and works then."""

@@ -268,7 +268,7 @@ def test_leaving_a_bridge_is_not_taken_for_vanishing(netns: NetNs, rtnl_socket: 
         assert not any(event.gone for event in events)
 
 
-def test_lost_events_are_reported_and_the_monitor_goes_on(netns: NetNs, rtnl_socket: RtnlSocket) -> None:
+def test_f23_lost_events_are_reported_and_the_monitor_goes_on(netns: NetNs, rtnl_socket: RtnlSocket) -> None:
     """ENOBUFS is an error of its own; what happens afterwards is heard again."""
     with RtnlMonitor(netns) as monitor:
         monitor._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

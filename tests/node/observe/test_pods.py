@@ -131,7 +131,7 @@ def test_flapping_is_damped_and_its_end_is_reported(pod: Any) -> None:
     assert pod.looks < 40
 
 
-def test_events_lost(pod: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_f23_events_lost(pod: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the kernel dropped events, everything is looked at."""
     pod.watch()
     receive = RtnlMonitor.receive

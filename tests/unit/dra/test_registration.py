@@ -138,7 +138,9 @@ def test_a_refusal_is_kept_in_kubelets_words(
     assert any("v9.DRAPlugin" in str(record.__dict__) for record in caplog.records)
 
 
-def test_a_new_kubelet_finds_the_plugin(loop: Any, root: Path, servicer: DraServicer, kubelet: KubeletStandIn) -> None:
+def test_f05_a_new_kubelet_finds_the_plugin(
+    loop: Any, root: Path, servicer: DraServicer, kubelet: KubeletStandIn
+) -> None:
     """After a restart of kubelet the same sockets are registered again."""
     loop.serve(PluginServer("dra.net", root, servicer.handlers()))
     kubelet.start()
@@ -163,7 +165,7 @@ def test_a_socket_that_vanished_comes_back(
     watching.cancel()
 
 
-def test_a_socket_that_kubelet_did_not_notice_is_made_anew(loop: Any, root: Path, servicer: DraServicer) -> None:
+def test_f05_a_socket_that_kubelet_did_not_notice_is_made_anew(loop: Any, root: Path, servicer: DraServicer) -> None:
     """Nobody registers the plugin: after a while the registration socket is another one."""
     plugin = loop.serve(PluginServer("dra.net", root, servicer.handlers(), look_seconds=0.02, unnoticed_seconds=0.1))
     first = plugin.registration_socket.stat()

@@ -57,7 +57,7 @@ def test_a_batch_is_cut_by_what_its_answers_cost() -> None:
     assert [len(part) for part in transport._parts([CHANGE] * 20_000, 64 << 20)] == [20_000]
 
 
-def test_an_interrupted_dump_is_asked_for_again(kernel: Any, message: Callable[..., bytes]) -> None:
+def test_f23_an_interrupted_dump_is_asked_for_again(kernel: Any, message: Callable[..., bytes]) -> None:
     """What came with the mark is thrown away, also where the mark stands on the end alone."""
     bodies = iter([("old", 0x10, 0), ("older", 0, 0x10), ("new", 0, 0)])
 

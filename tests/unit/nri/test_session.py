@@ -269,7 +269,7 @@ def test_the_list_may_come_in_parts(bench: Bench, chunk: int) -> None:
     assert [sandbox.id for sandbox in found] == [pod.id for pod in pods]
 
 
-def test_a_list_longer_than_a_message_is_taken(bench: Bench) -> None:
+def test_f30_a_list_longer_than_a_message_is_taken(bench: Bench) -> None:
     """A list of more than 4 MiB comes in parts, each cut as the Go peer cuts it."""
     runtime = bench.runtime(request_timeout=PATIENCE)
     pods = [Pod(f"s{index}", "n" * 60_000, "default", f"uid-{index}") for index in range(150)]
@@ -401,7 +401,7 @@ def test_the_hook_is_told_a_deadline_below_the_runtimes(bench: Bench, monkeypatc
 
 
 @pytest.mark.parametrize("dedicated", [True, False])
-def test_a_hook_that_hangs_is_answered_for(bench: Bench, dedicated: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_f03_a_hook_that_hangs_is_answered_for(bench: Bench, dedicated: bool, caplog: pytest.LogCaptureFixture) -> None:
     """The error leaves in time, later events are served meanwhile, and what the hook did in the end is taken back."""
     runtime = bench.runtime(dedicated_calls=dedicated, request_timeout=SHORT)
     gate = bench.recorder.hang["run s1"] = threading.Event()

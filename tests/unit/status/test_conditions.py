@@ -243,7 +243,7 @@ def test_times_move_only_with_the_status(make_device: Callable[..., DeviceFacts]
 
 
 @pytest.mark.parametrize("jump", [-3600, -86400, 0])
-def test_times_never_go_backwards(make_device: Callable[..., DeviceFacts], jump: int) -> None:
+def test_f19_times_never_go_backwards(make_device: Callable[..., DeviceFacts], jump: int) -> None:
     """A clock that was set back does not make a transition older than the one before it."""
     first = device_status(make_device(), "dra.net", None, NOW)
     lost = device_status(make_device(Phase.LOST), "dra.net", first, at(jump))

@@ -294,7 +294,7 @@ def next_life(node: Node, sandboxes: Sequence[SandboxRef]) -> State:
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_killed_at_every_step_of_an_attach(
+def test_f02_killed_at_every_step_of_an_attach(
     make_node: Callable[[int], Node], host_state: Callable[[str], Any], count: int
 ) -> None:
     """The sandbox runs: attached, with its receipts. It does not: the host is exactly as before, no receipt is left."""
@@ -320,7 +320,7 @@ def test_killed_at_every_step_of_an_attach(
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_killed_at_every_step_of_a_detach(
+def test_f02_killed_at_every_step_of_a_detach(
     make_node: Callable[[int], Node], host_state: Callable[[str], Any], count: int
 ) -> None:
     """The host is exactly as before, no receipt is left, and the claim can be attached again."""
@@ -339,7 +339,7 @@ def test_killed_at_every_step_of_a_detach(
     assert at > 2 + 10 * count
 
 
-def test_killed_between_the_rows_of_two_claims(
+def test_f02_killed_between_the_rows_of_two_claims(
     make_node: Callable[[int], Node], host_state: Callable[[str], Any]
 ) -> None:
     """Two claims of one pod: whichever row was written last, both end attached, and both come home."""

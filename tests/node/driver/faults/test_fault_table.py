@@ -579,21 +579,3 @@ def test_f31_another_plugin_fails_after_ours(stage: Stage, nic: str, host_state:
     assert "eth99" in fresh.run("ip", "link")
     stage.runtime.stop_pod(again)
     assert host_state(nic) == before
-
-
-def test_f16_the_next_instance_waits_for_the_former_one(stage: Stage, nic: str, host_state: HostState) -> None:
-    """Two instances never work with one journal: the next one takes over what is held when the first has ended."""
-    stage.wait_for(lambda: nic in stage.devices(), "published")
-    before = host_state(nic)
-    pod = running(stage, nic)
-    former = stage._daemon
-    assert former is not None
-    stage.start_daemon()
-    stage.wait_for(lambda: f"process={former.pid}" in stage.log.read_text(), "the next one waits")
-    assert stage.http("/readyz")[0] == 200
-    former.terminate()
-    assert former.wait(30) == 0
-    stage.wait_ready()
-    assert "eth99" in pod.run("ip", "link")
-    stage.end_pod(pod)
-    home(stage, nic, host_state, before)
