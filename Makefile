@@ -11,8 +11,9 @@ BIN := .venv/bin
 # What `make cluster` runs.
 KUBERNETES ?= 1.37
 CONTAINERD ?= 2.4
-# A test that hangs ends the run, and its threads' stacks are shown.
-PYTEST := $(BIN)/python -m pytest -o faulthandler_timeout=240 -o faulthandler_exit_on_timeout=true
+# A test that hangs this many seconds ends the run, and its threads' stacks are shown.
+HANGS = 240
+PYTEST = $(BIN)/python -m pytest -o faulthandler_timeout=$(HANGS) -o faulthandler_exit_on_timeout=true
 
 # How many pods each part of `make soak` sees, and the seed of its dice.
 PODS ?= 1000
@@ -76,6 +77,8 @@ vm: setup ## the driver on a guest kernel with RDMA, SR-IOV, VRF and more (Debia
 	@hack/packages iproute2 util-linux gcc make zstd binutils
 	$(PYTEST) tests/vm -m vm $(ARGS)
 
+# The first test starts the cluster and makes the image; a command of a test may be given four minutes.
+cluster: HANGS = 600
 cluster: setup ## the chart on a real Kubernetes cluster (root, Go 1.26); KUBERNETES=1.34 CONTAINERD=1.7 for the oldest
 	@hack/packages iproute2 util-linux procps openssl gcc libc6-dev pkgconf libseccomp-dev
 	@$(BIN)/python -m hack.cluster build --kubernetes "$(KUBERNETES)" --containerd "$(CONTAINERD)"

@@ -428,7 +428,7 @@ class Cluster:
         path = ":".join([*self._bin, "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"])
         return {**kept, "PATH": path, "KUBECONFIG": str(self.folder / "pki" / "admin.conf")}
 
-    def run(self, *command: str | Path, host: Host | None = None, stdin: str = "", timeout: float = 120) -> str:
+    def run(self, *command: str | Path, host: Host | None = None, stdin: str = "", timeout: float = 240) -> str:
         """Run a command in a host and return what it printed.
 
         Args:
@@ -442,7 +442,7 @@ class Cluster:
         """
         return self.run_outside(*(host or self.first).enter(), *command, stdin=stdin, timeout=timeout)
 
-    def run_outside(self, *command: str | Path, stdin: str = "", timeout: float = 120) -> str:
+    def run_outside(self, *command: str | Path, stdin: str = "", timeout: float = 240) -> str:
         """Run a command on the machine, with the cluster's programs in PATH.
 
         Args:
@@ -481,7 +481,7 @@ class Cluster:
             raise ClusterError(f"no cluster runs in {self.folder}: `python -m hack.cluster up` starts one")
         return self.hosts[0]
 
-    def kubectl(self, *arguments: str | Path, stdin: str = "", timeout: float = 120) -> str:
+    def kubectl(self, *arguments: str | Path, stdin: str = "", timeout: float = 240) -> str:
         """Run kubectl as the administrator and return what it printed.
 
         Args:

@@ -89,7 +89,7 @@ class Bed:
         """Delete a pod and wait until it is gone."""
         self.cluster.kubectl("delete", "pod", name, "--namespace", namespace, "--grace-period=1")
 
-    def wait_ready(self, pod: str, namespace: str, timeout: float = 60) -> None:
+    def wait_ready(self, pod: str, namespace: str, timeout: float = 120) -> None:
         """Wait until a pod is ready."""
         try:
             words = ("--for=condition=Ready", f"pod/{pod}", f"--timeout={timeout:.0f}s")
@@ -154,7 +154,7 @@ class Bed:
 
     def wait_true_status(self, pod: str, namespace: str) -> None:
         """Wait until the statuses of a pod's claims say what its namespace shows."""
-        wait(lambda: not self.wrong(pod, namespace), f"the statuses of {pod} are right", 20)
+        wait(lambda: not self.wrong(pod, namespace), f"the statuses of {pod} are right", 60)
 
     def wait_true(self, namespace: str) -> None:
         """Wait until the status of every claim in a namespace says what there is in the node's pods."""
@@ -164,13 +164,13 @@ class Bed:
             return audit.audit_at_rest(self.get("resourceclaims", "", namespace)["items"], pods)
 
         try:
-            wait(lambda: not wrong(), f"the statuses in {namespace} are right", 20)
+            wait(lambda: not wrong(), f"the statuses in {namespace} are right", 60)
         except ClusterError as error:
             raise ClusterError(f"{error}: {wrong()}") from None
 
     def wait_home(self, was: dict[str, tuple[str, ...]]) -> None:
         """Wait until every interface is on the node as it was."""
-        wait(lambda: self.home() == was, f"the node has {was} again; it has {self.home()}", 30)
+        wait(lambda: self.home() == was, f"the node has {was} again; it has {self.home()}", 60)
 
     # the driver
 
@@ -178,7 +178,7 @@ class Bed:
         """Install the chart, or bring what is installed to these values; wait until the driver is ready."""
         if self._values == values:
             return
-        self.begin_install(values, "--wait", "--timeout=90s")
+        self.begin_install(values, "--wait", "--timeout=180s")
         self._values = values
         self.wait_devices()
 
@@ -193,8 +193,8 @@ class Bed:
         """Remove the chart and wait until its pods are gone."""
         self._values = None
         with contextlib.suppress(ClusterError):
-            self.cluster.run("helm", "uninstall", RELEASE, "--namespace", SYSTEM, "--wait", "--timeout=90s")
-        wait(lambda: not self.driver_pods(), "the driver's pods are gone", 60)
+            self.cluster.run("helm", "uninstall", RELEASE, "--namespace", SYSTEM, "--wait", "--timeout=180s")
+        wait(lambda: not self.driver_pods(), "the driver's pods are gone", 120)
 
     def driver_pods(self) -> list[dict[str, Any]]:
         """Return the driver's pods."""
@@ -233,8 +233,8 @@ class Bed:
 
     def wait_devices(self) -> None:
         """Wait until every interface is published and the driver is ready."""
-        wait(lambda: self.published() >= self.all_links, f"{', '.join(sorted(self.all_links))} are published", 60)
-        rollout = ("rollout", "status", f"daemonset/{RELEASE}", "--timeout=60s")
+        wait(lambda: self.published() >= self.all_links, f"{', '.join(sorted(self.all_links))} are published", 120)
+        rollout = ("rollout", "status", f"daemonset/{RELEASE}", "--timeout=120s")
         self.cluster.kubectl(*rollout, "--namespace", SYSTEM)
 
     def driver_pid(self) -> str:

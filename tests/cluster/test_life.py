@@ -49,7 +49,7 @@ def test_the_driver_is_killed(bed: Bed, namespace: str, running: dict[str, Any])
     """A pod keeps device and status, times included, and the driver that comes back gives the next pod its own."""
     first = bed.driver_pid()
     bed.cluster.run("kill", "-KILL", first)
-    wait(lambda: restarted(bed, first), "the driver runs again", 60)
+    wait(lambda: restarted(bed, first), "the driver runs again", 120)
     bed.wait_devices()
     as_before(bed, namespace, running)
 
@@ -104,7 +104,7 @@ def test_the_driver_is_updated_while_pods_start(bed: Bed, namespace: str, runnin
             name = f"load-{count}"
             try:
                 bed.apply([claim(name, "ens6"), pod(name, name)], namespace)
-                bed.wait_ready(name, namespace, timeout=90)
+                bed.wait_ready(name, namespace, timeout=180)
                 bed.link("ens6", name, namespace)
                 bed.delete_pod(name, namespace)
                 bed.cluster.kubectl("delete", "resourceclaim", name, "--namespace", namespace)
@@ -130,8 +130,8 @@ def test_the_node_is_drained(bed: Bed, running: dict[str, Any]) -> None:
     assert running["networkData"]
     node = bed.node
     try:
-        bed.cluster.kubectl("drain", node, "--ignore-daemonsets", "--force", "--delete-emptydir-data", "--timeout=60s")
-        wait(lambda: set(bed.home()) == bed.all_links, "every device is home", 30)
+        bed.cluster.kubectl("drain", node, "--ignore-daemonsets", "--force", "--delete-emptydir-data", "--timeout=120s")
+        wait(lambda: set(bed.home()) == bed.all_links, "every device is home", 60)
         assert bed.driver_pods()
     finally:
         bed.cluster.kubectl("uncordon", node)
@@ -146,7 +146,7 @@ def test_a_pod_is_evicted_from_a_device_without_carrier(bed: Bed, namespace: str
         for name in ("ens9", "cable"):
             bed.cluster.run("ip", "link", "set", name, "up")
         bed.install(deviceTaints="NoExecute", filter=f'attributes["dra.net/ifName"].StringValue in [{names}]')
-        wait(lambda: f"{bed.node}/ens9" in bed.published(), "ens9 is published", 30)
+        wait(lambda: f"{bed.node}/ens9" in bed.published(), "ens9 is published", 60)
         bed.start([claim("net", "ens9"), pod("first", "net")], "first", namespace)
         bed.cluster.run("ip", "link", "set", "cable", "down")
         wait(lambda: not bed.get("pods", "", namespace)["items"], "the pod is evicted", 60)
@@ -208,10 +208,10 @@ def test_each_capability_is_needed(whole_bed: Bed, missing: str) -> None:
 
     try:
         bed.begin_install({"capabilities": [each for each in capabilities if each != missing]})
-        wait(lambda: bed.published() >= bed.all_links or NEEDED[missing] in bed.driver_log(), "the driver began", 60)
+        wait(lambda: bed.published() >= bed.all_links or NEEDED[missing] in bed.driver_log(), "the driver began", 120)
         bed.apply([claim("net", "ens5", config=config), pod(name, "net")], "default")
         try:
-            wait(lambda: NEEDED[missing] in said(), f"somebody says {NEEDED[missing]}", 60)
+            wait(lambda: NEEDED[missing] in said(), f"somebody says {NEEDED[missing]}", 120)
         except ClusterError as error:
             raise AssertionError(f"{error}: {said()}") from None
         assert bed.get("pod", name)["status"]["phase"] == "Pending"

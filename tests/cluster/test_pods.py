@@ -158,7 +158,7 @@ def test_a_second_pod_on_a_claim_in_use_waits_and_is_told_why(bed: Bed, namespac
     assert bed.link("ens5", "first", namespace)
     bed.wait_true_status("first", namespace)
     bed.delete_pod("first", namespace)
-    bed.wait_ready("second", namespace, timeout=90)
+    bed.wait_ready("second", namespace, timeout=180)
     assert bed.link("ens5", "second", namespace)
     bed.wait_true_status("second", namespace)
 
@@ -183,10 +183,10 @@ def test_a_link_that_goes_down_in_the_pod_is_seen_with_kubectl(bed: Bed, namespa
         return bed.cluster.kubectl("get", "resourceclaim", "net", "--namespace", namespace, f"--output=jsonpath={path}")
 
     bed.cluster.run("ip", "-n", netns, "link", "set", "ens5", "down")
-    wait(lambda: ready("NetworkReady") == "False", "NetworkReady is False", 20)
+    wait(lambda: ready("NetworkReady") == "False", "NetworkReady is False", 60)
     assert ready("Ready") == "True"
     bed.cluster.run("ip", "-n", netns, "link", "set", "ens5", "up")
-    wait(lambda: ready("NetworkReady") == "True", "NetworkReady is True", 20)
+    wait(lambda: ready("NetworkReady") == "True", "NetworkReady is True", 60)
 
 
 def test_the_kubectl_plugin_shows_the_status(bed: Bed, namespace: str) -> None:

@@ -57,7 +57,7 @@ def test_a_pod_of_a_drained_node_starts_on_the_other(pair: Bed) -> None:
     }
 
     def ready() -> tuple[str, str]:
-        rollout = ("rollout", "status", "deployment/moves", "--timeout=90s")
+        rollout = ("rollout", "status", "deployment/moves", "--timeout=180s")
         pair.cluster.kubectl(*rollout)
         (found,) = pair.get("pods", "", "default", "--selector=app=moves")["items"]
         name, node = found["metadata"]["name"], found["spec"]["nodeName"]
@@ -70,8 +70,8 @@ def test_a_pod_of_a_drained_node_starts_on_the_other(pair: Bed) -> None:
     try:
         pair.apply([template, deployment], "default")
         _, first = ready()
-        pair.cluster.kubectl("drain", first, "--ignore-daemonsets", "--timeout=60s")
-        wait(lambda: f"{first}/ens5" in pair.home(), f"{first} has its device again", 30)
+        pair.cluster.kubectl("drain", first, "--ignore-daemonsets", "--timeout=120s")
+        wait(lambda: f"{first}/ens5" in pair.home(), f"{first} has its device again", 60)
         _, second = ready()
         assert second != first
         assert pair.home() == {name: flags for name, flags in home.items() if name != f"{second}/ens5"}
