@@ -10,7 +10,7 @@ import pytest
 
 from nri_dranet.claims.plan import DeviceKind, PodState, SubInterface, VrfPlan
 from nri_dranet.netlink.model import Address, Route
-from tests.vm.bed import conditions, links, run
+from tests.vm.bed import conditions, eventually, links, run
 
 if TYPE_CHECKING:
     from nri_dranet.claims.plan import DevicePlan
@@ -121,3 +121,41 @@ def test_a_bond_is_not_offered_while_the_uplink_is_a_vlan_on_it(bed: Bed) -> Non
         assert refused.get(name, "not published"), name
     assert refused["free"] == ""
     assert "default" in json.dumps(json.loads(run("ip", "-j", "route")))
+
+
+def test_an_uplink_that_gains_a_bond_is_never_offered(bed: Bed) -> None:
+    """Each step by events alone: the bond takes the route, a port joins, a VLAN on it takes the route over."""
+    bed.link("bond7", "type", "bond", "mode", "active-backup")
+    for name in ("d0", "d1"):
+        bed.link(name, "type", "dummy")
+    with bed.inventory() as inventory:
+        offered: list[set[str]] = []
+
+        def look() -> None:
+            offered.append({each.name for each in inventory.devices() if not each.refused})
+
+        inventory.subscribe(look)
+        look()
+        assert {"d0", "d1"} <= offered[-1]
+        run("ip", "addr", "add", "192.0.2.1/24", "dev", "d0")
+        run("ip", "link", "set", "d0", "up")
+        run("ip", "route", "add", "default", "via", "192.0.2.254", "dev", "d0")
+        eventually(lambda: "d0" not in offered[-1], "d0 withdrawn")
+        run("ip", "link", "set", "d1", "master", "bond7")
+        run("ip", "link", "set", "bond7", "up")
+        run("ip", "addr", "add", "192.0.2.2/24", "dev", "bond7")
+        run("ip", "route", "add", "default", "via", "192.0.2.254", "dev", "bond7", "metric", "9")
+        eventually(lambda: "d1" not in offered[-1], "d1 withdrawn")
+        bond = links()["bond7"]["ifindex"]
+        eventually(lambda: inventory.is_uplink(bond), "the bond is known as uplink")
+        begun = len(offered)
+        bed.link("bond7.5", "link", "bond7", "type", "vlan", "id", "5")
+        run("ip", "link", "set", "bond7.5", "up")
+        run("ip", "addr", "add", "198.51.100.1/24", "dev", "bond7.5")
+        run("ip", "route", "add", "default", "via", "198.51.100.254", "dev", "bond7.5", "metric", "3")
+        run("ip", "route", "del", "default", "dev", "bond7")
+        eventually(lambda: inventory.is_uplink(links()["bond7.5"]["ifindex"]), "the VLAN is known as uplink")
+        look()
+        assert not {name for state in offered[begun:] for name in state} & {"d0", "d1", "bond7"}
+        assert inventory.is_uplink(bond) == "the uplink bond7.5 stands on it"
+        assert inventory.is_uplink(links()["d1"]["ifindex"]) == "it is a port of the uplink bond7"
