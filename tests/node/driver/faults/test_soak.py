@@ -40,6 +40,9 @@ RESIDENT: Final = "soak0"
 
 MOMENTS: Final = ("before prepare", "before run", "during run", "in the pod", "during stop", "before unprepare")
 
+# Seconds: a busy machine may take its time to start a Python program.
+PATIENCE: Final = 60.0
+
 # KiB of resident memory that a daemon may have more at the end than after the warm-up: 1 MiB in 500 pods, and what
 # Python's allocator keeps of a busy moment.
 GROWTH: Final = 1024
@@ -72,7 +75,9 @@ class Cluster:
     def calm(self) -> None:
         """Wait until whatever was disturbed is there again."""
         self.stage.api.resume()
-        self.stage.runtime.wait_for_plugin()
+        self.stage.wait_for(
+            lambda: self.stage.daemon_pid() and self.stage.runtime.plugins, "the daemon joins the runtime", PATIENCE
+        )
 
 
 TROUBLES: Final[dict[str, Callable[[Cluster], None]]] = {
