@@ -18,7 +18,7 @@ from nri_dranet.claims.facts import Phase
 from nri_dranet.claims.lifecycle import State
 from nri_dranet.claims.model import ClaimRef, PodRef
 from nri_dranet.dra import health as dra_health
-from nri_dranet.dra import retries, sharing
+from nri_dranet.dra import rebuild, retries, sharing
 from nri_dranet.dra.hardware import Hardware
 from nri_dranet.dra.held import HeldClaims
 from nri_dranet.dra.leasekeeper import THREAD as LEASES
@@ -88,6 +88,7 @@ THREADS: Final = (
     "pods",
     "held-claims",
     retries.THREAD,
+    rebuild.THREAD,
     *(f"status-{number}" for number in range(WORKERS)),
     "slices",
     "slices-watch",
@@ -248,6 +249,7 @@ class Driver:
             self._preparer.retries,
             self._held,
             self._writer,
+            self._rebuilder,
             self._slices,
             self._evictor,
             self._reconciler,
@@ -479,6 +481,17 @@ class Driver:
             keep=self._kept.keep,
         )
         self._leases = LeaseKeeper(self._keeper, turns)
+        self._rebuilder = rebuild.Rebuilder(
+            rebuild.Node(driver=driver, name=node, fresh=self._journal.begun),
+            api=client,
+            pods=self._pods,
+            keeper=self._keeper,
+            engine=self._engine,
+            preparer=self._preparer,
+            inputs=self._inputs,
+            event=self._claim_event,
+            compare=self._compare_soon,
+        )
         self._hooks = Hooks(self._keeper)
 
     # ---- stop
@@ -574,6 +587,7 @@ class Driver:
 
     def _compare_soon(self) -> None:
         self._reconciler.wake()
+        self._rebuilder.wake()
 
     def _held_claims(self) -> list[ClaimRef]:
         """Return the claims to watch; called after each change, by a thread that has time."""
@@ -602,6 +616,8 @@ class Driver:
             entry = self._offers.in_pod(each, home=name in entries)
             if entry is not None:
                 entries[name] = entry
+        absent = self._rebuilder.former().keys() - {device.name for device in self._inventory.devices()}
+        entries.update((name, self._rebuilder.former()[name]) for name in absent - entries.keys())
         return [entries[name] for name in sorted(entries)]
 
     def _claim_seen(self, ref: ClaimRef, claim: Mapping[str, Any] | None) -> None:

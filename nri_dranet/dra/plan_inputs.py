@@ -156,6 +156,10 @@ class PlanInputs:
                     hosts[name] = state
         return devices, hosts
 
+    def knows(self, name: str) -> bool:
+        """Tell whether a device of this name is on the host."""
+        return self._inventory.device(name) is not None
+
     def any_interface(self, results: Sequence[AllocationResult]) -> bool:
         """Tell whether one of the devices is an interface, as far as the inventory knows."""
         for result in results:

@@ -128,6 +128,7 @@ class PodCache:
         self._node = node
         self._lock = threading.Lock()
         self._pods: dict[str, PodInfo] = {}
+        self._listed = False
         self._closer = Closer()
         self._thread = threading.Thread(target=self._run, name="pods", daemon=True)
 
@@ -140,6 +141,16 @@ class PodCache:
         self._closer.close()
         if self._thread.ident is not None:
             self._thread.join(timeout=5)
+
+    @property
+    def listed(self) -> bool:
+        """Tell whether the API server has listed the node's pods at least once."""
+        return self._listed
+
+    def all(self) -> tuple[PodInfo, ...]:
+        """Return all pods from memory."""
+        with self._lock:
+            return tuple(self._pods.values())
 
     def get(self, uid: str) -> PodInfo | None:
         """Return a pod from memory."""
@@ -168,6 +179,7 @@ class PodCache:
                 if event.type == SYNC:
                     pods = [parse_pod(raw, self._pods.get(_uid(raw))) for raw in event.objects]
                     self._pods = {pod.uid: pod for pod in pods}
+                    self._listed = True
                 elif event.type == DELETED:
                     self._pods.pop(_uid(event.object), None)
                 else:

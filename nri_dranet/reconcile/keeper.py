@@ -150,6 +150,23 @@ class Keeper:
         self.tell(record)
         return record
 
+    def adopt(self, record: ClaimRecord) -> bool:
+        """Record a claim whose devices are in a pod already, attached by another life or driver; False: it is known.
+
+        Raises:
+            DeviceBusyError: a device is being moved just now.
+            JournalError: it cannot be recorded; nothing has changed.
+        """
+        until = time.monotonic() + LOCK_SECONDS
+        with self.holding([record.uid], until=until, more=lookups.names(record.plan)) as found:
+            if found:
+                return False
+            plan = lookups.with_receipts(record.plan, None, self._driver)
+            self.journal.put(replace(record, plan=plan))
+        self._outlets.held()
+        self.tell(record)
+        return True
+
     def replan(self, plan: ClaimPlan) -> None:
         """Let a claim's new allocation take effect now; no sandbox runs with the former one.
 

@@ -97,6 +97,7 @@ EVENTS: Final[dict[str, str]] = {
     "DeviceRefused": "the API server refuses a device, which is left out of the slices",
     "JournalDamaged": "the node's journal could not be read, or not all of it; claims were restored from copies",
     "JournalUnusable": "the node's journal cannot be used (disk full or read-only); the program waits until it can",
+    "RecordRebuilt": "the node had no record of the claim; it was made anew from the pod, the slices and the claim",
     "RDMAModeSwitched": "the node's RDMA mode was switched between Prepare and attach",
     "PodEvicted": "the pod ran without its device and could not get it late (--end-unattached-pods)",
     "StatusNotWritable": "the API server refuses every change of the claim's status; the message says why",

@@ -67,12 +67,13 @@ class Journal:
         self._copies = Copies(path.with_name(f"{path.name}.copies"))
         begun = not path.exists() or path.stat().st_size == 0
         self._connection, self.moved_aside = open_database(path)
+        self.begun = begun or bool(self.moved_aside)
         self.quarantined: tuple[Quarantined, ...] = ()
         self.voided: tuple[ClaimRef, ...] = ()
         self.restored: tuple[ClaimRef, ...] = ()
         with self._transaction("read the journal"):
             self._load()
-            if begun or self.moved_aside:
+            if self.begun:
                 for row in self._copies.all():
                     self._restore(row)
         self._copies.prune([*self._records, *self._unreadable()])

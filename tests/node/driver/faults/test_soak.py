@@ -22,10 +22,10 @@ import pytest
 
 from hack.audit import audit
 from nri_dranet.testing.runtime import RuntimeRefusedError
-from nri_dranet.testing.stage import RESOURCE_API
+from nri_dranet.testing.stage import RESOURCE_API, StageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from nri_dranet.testing.stage import Stage, StagedPod
 
@@ -59,7 +59,27 @@ class Cluster:
 
     stage: Stage
     dice: random.Random
-    told: list[str] = field(default_factory=list)
+    before: dict[str, Any]
+    host_state: HostState
+    course: list[str] = field(default_factory=list)
+
+    def same(self, names: Sequence[str]) -> None:
+        """Wait until interfaces are on the host as they were.
+
+        Raises:
+            AssertionError: they are not; the text says what differs and what was done last.
+        """
+        try:
+            for name in names:
+                self.stage.wait_for(lambda name=name: self.host_state(name) == self.before[name], name)  # type: ignore[misc]
+        except (StageError, subprocess.CalledProcessError) as error:
+            now = {name: self.host_state(name) for name in names}
+            different = {
+                name: {part: (self.before[name][part], now[name][part]) for part in now[name]}
+                for name in names
+                if now[name] != self.before[name]
+            }
+            raise AssertionError(f"not as before: {different}; last: {self.course[-4:]}") from error
 
     def kill(self) -> None:
         """Let the daemon die at this instruction, and start it again."""
@@ -207,6 +227,7 @@ def _cycle(cluster: Cluster, name: str, nics: tuple[str, ...], trouble: str, mom
         TROUBLES[trouble](cluster)
 
     delay = cluster.dice.random() * 0.03
+    cluster.course.append(f"{name} {nics}: {trouble} {moment} after {delay:.4f} s")
     pod = _pod(stage, name, nics)
     if moment == "before prepare":
         disturb()
@@ -244,6 +265,7 @@ def _cycle(cluster: Cluster, name: str, nics: tuple[str, ...], trouble: str, mom
         _answered(lambda: stage.unprepare(pod))
     cluster.calm()
     _end(stage, pod, name)
+    cluster.same(nics)
 
 
 def _end(stage: Stage, pod: StagedPod, name: str) -> None:
@@ -300,8 +322,8 @@ def _settled(stage: Stage) -> Usage:
 def test_pods_come_and_go_amid_trouble(soaked: Stage, host_state: HostState, killed: bool) -> None:
     """Each pod gets its interfaces and a right status; in the end the host is as before and nothing has grown."""
     stage, dice = soaked, random.Random(SEED)  # noqa: S311 - no secret
-    cluster = Cluster(stage, dice)
     before = {name: host_state(name) for name in (RESIDENT, *NICS)}
+    cluster = Cluster(stage, dice, before, host_state)
     resident = _pod(stage, "resident", (RESIDENT,))
     assert _answered(lambda: stage.prepare(resident))
     assert _runs(stage, resident)
@@ -314,7 +336,7 @@ def test_pods_come_and_go_amid_trouble(soaked: Stage, host_state: HostState, kil
             if number % 50 == 49:
                 usage = _usage(stage)
                 print(f"{mark}{number + 1}: {usage.memory} KiB, {usage.files} files, {usage.threads} threads")  # noqa: T201 - the course of a long soak, with pytest -s
-                _at_rest(stage, resident, before, host_state)
+                _at_rest(cluster, resident)
 
     # Whatever is made once is made in the warm-up.
     for number, trouble in enumerate(troubles):
@@ -322,12 +344,12 @@ def test_pods_come_and_go_amid_trouble(soaked: Stage, host_state: HostState, kil
     rounds("x", min(CYCLES // 10, 50))
     TROUBLES["runtime"](cluster)
     cluster.calm()
-    _at_rest(stage, resident, before, host_state)
+    _at_rest(cluster, resident)
     first, pid = _settled(stage), stage.daemon_pid()
     rounds("c", CYCLES)
     TROUBLES["runtime"](cluster)
     cluster.calm()
-    _at_rest(stage, resident, before, host_state)
+    _at_rest(cluster, resident)
     last = _settled(stage)
     print(f"warm: {first}; after {CYCLES} pods: {last}")  # noqa: T201 - the result of a long soak
     if not killed:
@@ -338,13 +360,13 @@ def test_pods_come_and_go_amid_trouble(soaked: Stage, host_state: HostState, kil
     stage.end_pod(resident)
     stage.wait_for(lambda: _answered(lambda: stage.unprepare(resident)), "the resident is released")
     stage.wait_for(lambda: _usage(stage).namespaces == 0, "no namespace is held")
-    stage.wait_for(lambda: host_state(RESIDENT) == before[RESIDENT], f"{RESIDENT} is as before")
+    cluster.same([RESIDENT])
 
 
-def _at_rest(stage: Stage, resident: StagedPod, before: dict[str, Any], host_state: HostState) -> None:
+def _at_rest(cluster: Cluster, resident: StagedPod) -> None:
     """With one pod that runs, all else is as if no other had ever been there."""
-    for name in NICS:
-        stage.wait_for(lambda name=name: host_state(name) == before[name], f"{name} is as before")  # type: ignore[misc]
+    stage = cluster.stage
+    cluster.same(NICS)
     stage.wait_for(lambda: _has(resident, (RESIDENT,)), "the resident has its interface")
     stage.wait_for(lambda: _right(stage, "resident", resident), "the status of the resident is right")
     stage.wait_for(lambda: len(list(stage.cdi.glob("*.json"))) == 1, "the resident's receipt is the only one")
