@@ -73,8 +73,8 @@ parts: setup ## build the real containerd, runc and CNI plugins from their Go mo
 runtime: parts ## the driver against real containerd 2.4 and 1.7 (root, Go 1.26)
 	$(PYTEST) tests/runtime -m runtime $(ARGS)
 
-vm: setup ## the driver on a guest kernel with RDMA, SR-IOV, VRF and more (Debian 12, amd64; no hardware virtualisation)
-	@hack/packages iproute2 util-linux gcc make zstd binutils
+vm: setup ## the driver on a guest kernel with RDMA, SR-IOV, VRF and more (Debian 12, amd64, Go 1.26)
+	@hack/packages iproute2 util-linux gcc make zstd binutils libc6-dev pkgconf libseccomp-dev
 	$(PYTEST) tests/vm -m vm $(ARGS)
 
 # The first test starts the cluster and makes the image; a command of a test may be given four minutes.

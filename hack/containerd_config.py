@@ -41,7 +41,7 @@ address = '{socket}'
 [plugins.'io.containerd.grpc.v1.cri']
 sandbox_image = '{pause}'
 restrict_oom_score_adj = true
-enable_cdi = true
+enable_cdi = {enable_cdi}
 cdi_spec_dirs = ['{cdi}']
 [plugins.'io.containerd.grpc.v1.cri'.cni]
 bin_dir = '{cni}'
@@ -61,6 +61,7 @@ def write(
     cni: Path,
     pods: Mapping[str, str],
     timeout: str = "2s",
+    enable_cdi: bool = True,
 ) -> Path:
     """Write containerd's configuration and that of its pods' network, a bridge; return the first one's path.
 
@@ -72,6 +73,7 @@ def write(
         cni: The folder of the CNI plugins.
         pods: The addresses of pods, as CNI's host-local plugin takes them: "subnet" at least.
         timeout: How long it waits for an NRI plugin's answer.
+        enable_cdi: Whether it looks at a container's CDI devices; containerd 2 always does.
     """
     (folder / "cni").mkdir(parents=True, exist_ok=True)
     bridge = {
@@ -83,7 +85,8 @@ def write(
     network = {"cniVersion": "1.0.0", "name": "pods", "plugins": [bridge]}
     (folder / "cni" / "10-pods.conflist").write_text(json.dumps(network), encoding="utf-8")
     template = _VERSION_1 if version.startswith("1.") else _VERSION_2
-    values = {"root": root, "socket": socket, "cni": cni, "folder": folder, "timeout": timeout}
+    values: dict[str, object] = {"root": root, "socket": socket, "cni": cni, "folder": folder, "timeout": timeout}
     path = folder / "containerd.toml"
-    path.write_text(template.format_map({**values, "pause": images.PAUSE, "cdi": CDI_DIR}), encoding="utf-8")
+    values |= {"pause": images.PAUSE, "cdi": CDI_DIR, "enable_cdi": str(enable_cdi).lower()}
+    path.write_text(template.format_map(values), encoding="utf-8")
     return path

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 import grpc
 
 from hack import parts, protos
+from nri_dranet.testing.patience import patience
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -27,7 +28,7 @@ MODULE = "cri-api-0.37.2"
 _PROTO = "pkg/apis/runtime/v1/api.proto"
 
 # kubelet's limit for a call that makes a sandbox is 4 minutes. A test that waits a minute has failed.
-TIMEOUT = 60.0
+TIMEOUT = patience(60.0)
 
 
 class CriError(Exception):
@@ -46,24 +47,37 @@ class CriError(Exception):
 
 @functools.cache
 def messages() -> ModuleType:
-    """Return the module of CRI's messages; generate it when it is not in the cache.
+    """Return the module of CRI's messages.
 
     Raises:
         hack.parts.PartError: The API's module cannot be fetched.
         subprocess.CalledProcessError: The generator failed.
     """
-    source = parts.module_folder(MODULE, "k8s.io/cri-api") / _PROTO
-    digest = hashlib.sha256(source.read_bytes() + repr(protos.REQUIREMENTS).encode()).hexdigest()[:12]
-    target = parts.cache() / "cri" / f"cri_{digest}_pb2.py"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _generate(source, target)
+    target = stubs()
     spec = importlib.util.spec_from_file_location(target.stem, target)
     if spec is None or spec.loader is None:
         raise ImportError(f"{target} cannot be loaded")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def stubs() -> Path:
+    """Return the file of CRI's messages; generate it when it is not in the cache.
+
+    Raises:
+        hack.parts.PartError: The API's module cannot be fetched.
+        subprocess.CalledProcessError: The generator failed.
+    """
+    if (folder := parts.prebuilt()) is not None:
+        return next(folder.glob("cri_*_pb2.py"))
+    source = parts.module_folder(MODULE, "k8s.io/cri-api") / _PROTO
+    digest = hashlib.sha256(source.read_bytes() + repr(protos.REQUIREMENTS).encode()).hexdigest()[:12]
+    target = parts.cache() / "cri" / f"cri_{digest}_pb2.py"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _generate(source, target)
+    return target
 
 
 def _generate(source: Path, target: Path) -> None:
@@ -254,7 +268,7 @@ class CriClient:
         Raises:
             CriError: It did not end well; the message has what it printed.
         """
-        request = self._pb.ExecSyncRequest(container_id=container, cmd=command, timeout=10)
+        request = self._pb.ExecSyncRequest(container_id=container, cmd=command, timeout=int(patience(10)))
         answer = self._call("ExecSync", request)
         if answer.exit_code:
             said = (answer.stdout + answer.stderr).decode(errors="replace")

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from hack import cgroups, containerd_config, cri, images, parts
+from nri_dranet.testing.patience import patience
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -33,9 +34,9 @@ NRI_SOCKET = containerd_config.NRI_SOCKET
 CDI_DIR = containerd_config.CDI_DIR
 
 # What containerd is given to start, e.g. with its images' database made for the first time.
-START = 30.0
+START = patience(30.0)
 # What a process is given between SIGTERM and SIGKILL.
-STOP = 15.0
+STOP = patience(15.0)
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _PREFIX = "nri-dranet-test-"
@@ -138,12 +139,13 @@ class Node:
         pid: The first process in its namespaces.
     """
 
-    def __init__(self, containerd: parts.Part, *, request_timeout: str = "2s") -> None:
+    def __init__(self, containerd: parts.Part, *, request_timeout: str = "2s", enable_cdi: bool = True) -> None:
         """Start it.
 
         Args:
             containerd: Which containerd it has.
             request_timeout: How long the runtime waits for a plugin's answer.
+            enable_cdi: Whether the runtime looks at a container's CDI devices; containerd 2 always does.
 
         Raises:
             NodeError: It does not start.
@@ -151,6 +153,7 @@ class Node:
         """
         self.containerd = containerd
         self._request_timeout = request_timeout
+        self._enable_cdi = enable_cdi
         self._programs: list[Program] = []
         self._cgroup = f"{_PREFIX}{os.getpid()}-{next(_NODES)}"
         self._pods = itertools.count(1)
@@ -233,7 +236,7 @@ class Node:
             text=True,
             env=self._environment(),
             check=False,
-            timeout=60,
+            timeout=patience(60),
         )
         if done.returncode:
             raise NodeError(f"{' '.join(map(str, command))}: {(done.stderr or done.stdout).strip()}")
@@ -339,6 +342,7 @@ class Node:
             cni=self._cni,
             pods={"subnet": POD_NETWORK},
             timeout=self._request_timeout,
+            enable_cdi=self._enable_cdi,
         )
 
     def _import_images(self) -> None:

@@ -8,7 +8,6 @@ import sys
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hack import images
@@ -16,6 +15,7 @@ from hack.audit import audit_at_rest
 from hack.node import CDI_DIR, NRI_SOCKET, Node, NodeError, Program
 from nri_dranet.testing.apiserver import ApiServerStandIn
 from nri_dranet.testing.kubelet import KubeletStandIn
+from nri_dranet.testing.patience import patience
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +32,7 @@ SLICES = "/apis/resource.k8s.io/v1/resourceslices"
 SLEEP = ("sleep", "3600")
 
 # A device is published some hundred milliseconds after it came; a status is written within some ten.
-PATIENCE = 20.0
+PATIENCE = patience(20.0)
 
 _ENDPOINT = "127.0.0.1:9177"
 
@@ -112,7 +112,9 @@ class World:
         """
         self.daemon = self.node.start(
             "nri-dranet",
-            Path(sys.executable).with_name("nri-dranet"),
+            sys.executable,
+            "-m",
+            "nri_dranet",
             "run",
             f"--kubeconfig={self.node.work / 'kubeconfig'}",
             f"--hostname-override={NODE_NAME}",
@@ -185,7 +187,7 @@ class World:
         """Return whether the daemon says that it is ready."""
         with self.node.network():
             try:
-                with urllib.request.urlopen(f"http://{_ENDPOINT}/readyz", timeout=2) as answer:
+                with urllib.request.urlopen(f"http://{_ENDPOINT}/readyz", timeout=patience(2)) as answer:
                     return bool(answer.status == 200)
             except OSError:
                 return False
@@ -262,14 +264,16 @@ class World:
         return {"up": "UP" in link["flags"], **settings, "addresses": sorted(addresses), "routes": routes}
 
     def device(self, name: str) -> dict[str, Any] | None:
-        """Return the published device that is an interface of the node, by the interface's name.
+        """Return the published device with an interface or RDMA device of this name.
 
         Args:
-            name: The interface's name.
+            name: The interface's or RDMA device's name.
         """
         for item in self.api.list(SLICES):
             for device in item["spec"].get("devices") or []:
-                if device.get("attributes", {}).get(f"{DRIVER}/ifName", {}).get("string") == name:
+                shown = device.get("attributes", {})
+                names = {shown.get(f"{DRIVER}/{each}", {}).get("string") for each in ("ifName", "rdmaDevice")}
+                if name in names:
                     return dict(device)
         return None
 
@@ -325,16 +329,17 @@ class World:
         self.api.allocate(NAMESPACE, name, results=results, config=configs, node=NODE_NAME)
         return name
 
-    def pod(self, name: str, *claims: str) -> Claimed:
-        """Create a pod of one container that lists claims, reserved for it.
+    def pod(self, name: str, *claims: str, listed: bool = True) -> Claimed:
+        """Create a pod with claims, reserved for it.
 
         Args:
             name: The pod's name.
             claims: The names of the claims.
+            listed: Whether its container ``main`` lists them; else they are the pod's alone.
         """
         cri = self.node.pod(name)
         references = [{"name": claim, "resourceClaimName": claim} for claim in claims]
-        container = {"name": "main", "resources": {"claims": [{"name": claim} for claim in claims]}}
+        container = {"name": "main", "resources": {"claims": [{"name": each} for each in claims if listed]}}
         body = {
             "apiVersion": "v1",
             "kind": "Pod",
@@ -377,13 +382,14 @@ class World:
         if errors := [answer["error"] for answer in answers.values() if answer["error"]]:
             raise NodeError("; ".join(errors))
 
-    def container(self, sandbox: str, pod: Claimed, cdi: Sequence[str]) -> str:
-        """Create and start a pod's container.
+    def container(self, sandbox: str, pod: Claimed, cdi: Sequence[str], name: str = "main") -> str:
+        """Create and start a container of a pod.
 
         Args:
             sandbox: The pod's sandbox.
             pod: The pod.
             cdi: The CDI device IDs that Prepare answered.
+            name: The container's name.
 
         Returns:
             The container's id.
@@ -391,7 +397,7 @@ class World:
         Raises:
             hack.cri.CriError: The runtime refused.
         """
-        container = self.client.create_container(sandbox, pod.cri, "main", SLEEP, image=images.BUSYBOX, cdi=tuple(cdi))
+        container = self.client.create_container(sandbox, pod.cri, name, SLEEP, image=images.BUSYBOX, cdi=tuple(cdi))
         self.client.start_container(container)
         return container
 

@@ -36,8 +36,8 @@ _MACHINE = (
     *("-device", "pcie-root-port,id=near,bus=pcie.0,chassis=1"),
     *("-device", "pxb-pcie,id=far,bus=pcie.0,bus_nr=128,numa_node=1"),
     *("-device", "pcie-root-port,id=beyond,bus=far,chassis=2"),
-    *("-netdev", "user,id=n0,restrict=on", "-device", "igb,bus=near,netdev=n0,mac=52:54:00:00:00:01"),
-    *("-netdev", "user,id=n1,restrict=on", "-device", "igb,bus=beyond,netdev=n1,mac=52:54:00:00:00:02"),
+    *("-netdev", "user,id=n0,restrict=on,ipv6=off", "-device", "igb,bus=near,netdev=n0,mac=52:54:00:00:00:01"),
+    *("-netdev", "user,id=n1,restrict=on,ipv6=off", "-device", "igb,bus=beyond,netdev=n1,mac=52:54:00:00:00:02"),
 )
 
 

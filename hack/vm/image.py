@@ -1,8 +1,8 @@
 """Make what the guest boots: the kernel, a small first root, and two disks with the system and with the project.
 
-The system is Python with the project's dependencies, the tools that tests call, busybox, and the kernel modules that
-tests need; it is made again only when one of them changes. The project's disk is made for each run. Both are squashfs
-without compression: a guest without hardware virtualisation reads faster than it unpacks.
+The system is Python with the project's dependencies, the tools that tests call, busybox, a container runtime, and the
+kernel modules that tests need; it is made again only when one of them changes. The project's disk is made for each run.
+Both are squashfs without compression: a guest without hardware virtualisation reads faster than it unpacks.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
 
+from hack import cri, images, parts
 from hack.images import fetch_busybox
 from hack.parts import ROOT, PartError, cache
 from hack.vm import module
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 INIT = Path(__file__).with_name("init.sh")
 
 # What tests call, beside busybox's own.
-TOOLS = ("ip", "rdma", "bridge", "tc", "unshare", "nsenter", "ss")
+TOOLS = ("ip", "rdma", "bridge", "tc", "unshare", "nsenter", "setpriv", "mount", "ss")
 _TOOL_FOLDERS = ("/usr/sbin", "/sbin", "/usr/bin", "/bin")
 
 # Folders below kernel/ whose modules tests use; the modules that those depend on come along.
@@ -70,6 +71,10 @@ MODULES = (
     "net/sched/sch_ingress.ko",
 )
 _FIRST_MODULES = ("virtio_blk", "squashfs", "overlay")
+
+# What is built on the machine for the guest, by name and version below this folder of the guest's.
+RUNTIME = "runtime"
+_PARTS = (parts.CONTAINERD_2, parts.CONTAINERD_1, parts.RUNC, parts.CNI)
 
 # Nothing of the standard library that a guest test could want.
 _NOT_IN_GUEST = frozenset({"test", "idlelib", "tkinter", "lib2to3", "ensurepip", "turtledemo", "site-packages"})
@@ -113,7 +118,11 @@ def _once(folder: Path, name: str, key: str, work: Callable[[Path], None]) -> Pa
             made = Path(scratch) / "made"
             made.mkdir()
             work(made)
-            made.rename(target)
+            try:
+                made.rename(target)
+            except OSError:  # another run was faster
+                if not target.is_dir():
+                    raise
         for old in folder.glob(f"{name}-*"):
             if old != target:
                 shutil.rmtree(old, ignore_errors=True)
@@ -126,6 +135,8 @@ def _system_key(packages: Packages) -> str:
     for name in sorted(_distributions()):
         digest.update(f"{name} {importlib.metadata.version(name)}\n".encode())
     digest.update(INIT.read_bytes())
+    for path in _built():
+        digest.update(str(path).encode())
     return digest.hexdigest()[:12]
 
 
@@ -138,6 +149,7 @@ def _make_system(packages: Packages, target: Path) -> None:
         tree = Path(scratch)
         for folder in ("dev", "proc", "sys", "run", "tmp", "root", "etc", "project", "var/lib", "sys/fs/cgroup"):
             (tree / folder).mkdir(parents=True, exist_ok=True)
+        (tree / "var/run").symlink_to("/run")
         (tree / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
         (tree / "etc/group").write_text("root:x:0:\n")
         (tree / "etc/hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")
@@ -146,6 +158,7 @@ def _make_system(packages: Packages, target: Path) -> None:
         _put_modules(packages, tree)
         _put_tools(tree)
         _put_python(tree)
+        _put_runtime(tree)
         _put_libraries(tree)
         (target / "first.cpio.gz").write_bytes(gzip.compress(_first_root(packages, tree), 6, mtime=0))
         squash(packages, tree, target / "system.squashfs")
@@ -243,6 +256,20 @@ def _put_python(tree: Path) -> None:
     compile_tree(site, Path("/usr/lib/site"))
     library = tree / str(Path(sysconfig.get_paths()["stdlib"])).lstrip("/")
     compile_tree(library, Path(sysconfig.get_paths()["stdlib"]))
+
+
+def _built() -> tuple[Path, ...]:
+    """Return what the guest's container runtime is made of: programs, images, and the stubs of its client."""
+    return (*(parts.build(part) for part in _PARTS), images.archive(), cri.stubs())
+
+
+def _put_runtime(tree: Path) -> None:
+    *programs, archive, stubs = _built()
+    folder = tree / RUNTIME
+    for part, path in zip(_PARTS, programs, strict=True):
+        shutil.copytree(path, folder / f"{part.name}-{part.version}")
+    shutil.copy(archive, folder / "images.tar")
+    shutil.copy(stubs, folder / stubs.name)
 
 
 def _distributions() -> set[str]:
