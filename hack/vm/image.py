@@ -153,6 +153,7 @@ def _make_system(packages: Packages, target: Path) -> None:
         (tree / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
         (tree / "etc/group").write_text("root:x:0:\n")
         (tree / "etc/hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")
+        (tree / "etc/resolv.conf").touch()
         (tree / "etc/nsswitch.conf").write_text("hosts: files\n")
         _put_busybox(tree)
         _put_modules(packages, tree)

@@ -144,10 +144,14 @@ def bed() -> Iterator[Bed]:
 
 
 @pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
-    """Run the daemon between its stand-ins, once for a file of tests: its start takes a quarter of a minute here."""
+def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
+    """Run the daemon between its stand-ins, once for a file of tests: its start takes a quarter of a minute here.
+
+    ``FLAGS`` of the file are further flags of the daemon.
+    """
+    flags = ("--device-taints=NoSchedule", *getattr(request.module, "FLAGS", ()))
     with tempfile.TemporaryDirectory(prefix="nd", dir="/tmp") as folder:
-        made = Stage(Path(folder), filter_expression="true", flags=("--device-taints=NoSchedule",))
+        made = Stage(Path(folder), filter_expression="true", flags=flags)
         # A node with RDMA hardware has its modules before the daemon starts.
         load_module()
         try:

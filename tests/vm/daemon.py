@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hack.audit import audit
+from nri_dranet.testing.stage import DRIVER, NODE
 from tests.vm.bed import links, run
 
 if TYPE_CHECKING:
@@ -73,16 +74,27 @@ class Node:
 
     # what kubelet and the runtime do
 
-    def prepared(self, *devices: str, config: dict[str, Any] | None = None, **options: Any) -> StagedPod:
-        """Return a pod whose claim has these devices and is prepared."""
+    def pod(self, *devices: str, config: dict[str, Any] | None = None, share: str = "") -> tuple[StagedPod, str]:
+        """Return a pod whose claim has these devices, or a share of one, and why it is refused ("": it is not)."""
         name = f"claim{next(_NUMBERS)}"
         requests = [f"nic{place}" for place in range(len(devices))]
         self.stage.claim(name, [config] if config else [], requests)
-        self.stage.allocate(name, *devices)
-        pod = self.stage.pod(f"pod-{name}", name, **options)
+        if share:
+            (device,) = devices
+            result = {"request": "nic0", "driver": DRIVER, "pool": NODE, "device": device, "shareID": share}
+            configs = [{"opaque": {"driver": DRIVER, "parameters": config}, "source": "FromClaim"}]
+            self.stage.api.allocate("default", name, results=[result], config=configs, node=NODE)
+        else:
+            self.stage.allocate(name, *devices)
+        pod = self.stage.pod(f"pod-{name}", name)
         self.pods.append(pod)
         (answer,) = self.stage.prepare(pod).values()
-        assert not answer["error"], answer["error"]
+        return pod, str(answer["error"])
+
+    def prepared(self, *devices: str, config: dict[str, Any] | None = None, share: str = "") -> StagedPod:
+        """Return a pod whose claim has these devices, or a share of one, and is prepared."""
+        pod, error = self.pod(*devices, config=config, share=share)
+        assert not error, error
         return pod
 
     def run(self, pod: StagedPod) -> None:
