@@ -90,6 +90,10 @@ class Guest:
             text=True,
         )
 
+        # Read at once: whoever asks for the messages may do so later, and a full pipe would stop the guest.
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
+
     def __enter__(self) -> Self:
         return self
 
@@ -111,11 +115,9 @@ class Guest:
         Raises:
             GuestError: it ended before its tests, or fell silent.
         """
-        lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        threading.Thread(target=self._read, args=(lines,), daemon=True).start()
         while True:
             try:
-                line = lines.get(timeout=SILENCE)
+                line = self._lines.get(timeout=SILENCE)
             except queue.Empty:
                 raise GuestError(f"the guest was silent for {SILENCE:g} s\n{self.console()}") from None
             if line is None:
@@ -130,10 +132,10 @@ class Guest:
             if "end" in message:
                 return
 
-    def _read(self, lines: queue.SimpleQueue[str | None]) -> None:
+    def _read(self) -> None:
         for line in self._process.stdout or ():
-            lines.put(line)
-        lines.put(None)
+            self._lines.put(line)
+        self._lines.put(None)
 
     def console(self) -> str:
         """Return the end of the guest's console."""

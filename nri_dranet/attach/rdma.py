@@ -68,6 +68,11 @@ def enter(plan: RdmaPlan, host: NetNs, pod: NetNs) -> None:
             there.move(device.index, pod)
 
 
+def stands_on_interface(plan: RdmaPlan, sysfs: Sysfs | None = None) -> bool:
+    """Tell whether an RDMA device is software on an interface, and ends when that leaves the namespace (rxe)."""
+    return bool((sysfs or Sysfs()).read_text(f"class/infiniband/{plan.link}/parent"))
+
+
 def leave(plan: RdmaPlan, host: NetNs, pod: NetNs | None) -> str:
     """Move an RDMA device home, from where it was renamed under its own name; one that the host sees stays.
 

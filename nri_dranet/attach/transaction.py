@@ -215,8 +215,12 @@ class Transaction:
         if survey is not None:
             self._in_time()
             self._touched.append((plan, survey.index if survey.in_pod else 0))
-            if plan.rdma is not None and plan.rdma.exclusive and survey.link.type == _ARPHRD_INFINIBAND:
-                survey = self._follow_rdma(plan, plan.rdma, survey)
+            if plan.rdma is not None and plan.rdma.exclusive:
+                if survey.link.type == _ARPHRD_INFINIBAND:
+                    survey = self._follow_rdma(plan, plan.rdma, survey)
+                elif not survey.in_pod and rdma.stands_on_interface(plan.rdma):
+                    # It would end with the move of the interface. Its driver most likely refuses: so nothing is lost.
+                    self._move_rdma(plan, plan.rdma)
             interface = self._bring(plan, survey)
         if plan.rdma is None or plan.kind is DeviceKind.ADMIN:
             return facts.attached(plan, interface)

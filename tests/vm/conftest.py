@@ -29,15 +29,18 @@ if TYPE_CHECKING:
 INSIDE = "NRI_DRANET_GUEST" in os.environ
 
 
+Wish = tuple[str, str]
+"""Which guest a test asks for: its kernel's arguments, and a name that sets it apart from others with the same."""
+
+
 class Runner:
-    """Runs the session's guest tests, a group of equal kernel arguments at a time."""
+    """Runs the session's guest tests: those that ask for the same guest in one, all guests beside each other."""
 
     def __init__(self, items: list[pytest.Item], options: list[str]) -> None:
         self._waiting = items
         self._options = options
         self._image: Image | None = None
-        self._guest: Guest | None = None
-        self._messages: Iterator[dict[str, Any]] = iter(())
+        self._guests: dict[Wish, tuple[Guest, Iterator[dict[str, Any]]]] = {}
 
     def reports(self, item: pytest.Item) -> list[dict[str, Any]]:
         """Return the reports of the next test.
@@ -45,32 +48,36 @@ class Runner:
         Raises:
             GuestError: The guest died under it.
         """
+        wish = wish_of(item)
         try:
-            if self._guest is None:
-                self._boot(item)
-            return self._hear(item.nodeid)
+            if wish not in self._guests:
+                self._boot()
+            return self._hear(self._guests[wish][1], item.nodeid)
         except GuestError:
-            self.close()
+            self._end(wish)
             raise
         finally:
             self._waiting.remove(item)
-            if not self._waiting or arguments_of(self._waiting[0]) != arguments_of(item):
-                self.close()
+            if wish not in map(wish_of, self._waiting):
+                self._end(wish)
 
-    def _boot(self, item: pytest.Item) -> None:
+    def _boot(self) -> None:
+        """Start the guests that do not run, those of later tests too."""
         if self._image is None:
             try:
                 self._image = make()
             except PartError as error:
                 raise GuestError(f"the guest cannot be made: {error}") from error
-        wanted = arguments_of(item)
-        tests = [each.nodeid for each in self._waiting if arguments_of(each) == wanted]
-        self._guest = Guest(self._image, tests, options=self._options, arguments=wanted)
-        self._messages = self._guest.messages()
+        for wish in dict.fromkeys(map(wish_of, self._waiting)):
+            if wish not in self._guests:
+                tests = [each.nodeid for each in self._waiting if wish_of(each) == wish]
+                guest = Guest(self._image, tests, options=self._options, arguments=wish[0])
+                self._guests[wish] = guest, guest.messages()
 
-    def _hear(self, nodeid: str) -> list[dict[str, Any]]:
+    @staticmethod
+    def _hear(messages: Iterator[dict[str, Any]], nodeid: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
-        for message in self._messages:
+        for message in messages:
             if "broken" in message:
                 raise GuestError(f"the tests cannot be collected in the guest:\n{message['broken']}")
             if "report" in message and message["report"]["nodeid"] == nodeid:
@@ -79,17 +86,21 @@ class Runner:
                 return found
         raise GuestError(f"the guest has not run {nodeid}")
 
+    def _end(self, wish: Wish) -> None:
+        if wish in self._guests:
+            self._guests.pop(wish)[0].close()
+
     def close(self) -> None:
-        """End the guest."""
-        if self._guest is not None:
-            self._guest.close()
-            self._guest = None
+        """End the guests."""
+        for wish in list(self._guests):
+            self._end(wish)
 
 
-def arguments_of(item: pytest.Item) -> str:
-    """Return the kernel arguments that a test asks for: ``vm(arguments="…")``."""
+def wish_of(item: pytest.Item) -> Wish:
+    """Return the guest that a test asks for: ``vm(arguments="…", guest="…")``."""
     marker = item.get_closest_marker("vm")
-    return str(marker.kwargs.get("arguments", "")) if marker else ""
+    told = marker.kwargs if marker else {}
+    return str(told.get("arguments", "")), str(told.get("guest", ""))
 
 
 _RUNNER = pytest.StashKey[Runner]()
@@ -98,7 +109,7 @@ _RUNNER = pytest.StashKey[Runner]()
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests of one guest together; the order within stays."""
-    items.sort(key=arguments_of)
+    items.sort(key=wish_of)
 
 
 def pytest_runtestloop(session: pytest.Session) -> None:

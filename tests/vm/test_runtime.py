@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hack.world import Claimed
     from tests.vm.bed import Bed
 
-pytestmark = pytest.mark.vm
+pytestmark = pytest.mark.vm(guest="runtime")
 
 VERBS = "/dev/infiniband/uverbs"
 

@@ -138,6 +138,15 @@ def test_name_that_another_device_has_taken(make: Any, fabric: Fabric) -> None:
     assert fabric.where == {"host": ["mlx5_1", "mlx5_0", "mine"], "pod": []}
 
 
+def test_software_on_an_interface_is_known_by_its_parent(tmp_path: Path) -> None:
+    """Only rxe tells one; it ends when the interface leaves."""
+    folder = tmp_path / "class/infiniband/mlx5_0"
+    folder.mkdir(parents=True)
+    assert not rdma.stands_on_interface(PLAN, Sysfs(tmp_path))
+    (folder / "parent").write_text("eth1\n")
+    assert rdma.stands_on_interface(PLAN, Sysfs(tmp_path))
+
+
 def test_guid_that_was_set_anew(fabric: Fabric) -> None:
     """A device of its name is it if no other has its GUID."""
     plan = replace(PLAN, node_guid="0200:0000:0000:0001")
