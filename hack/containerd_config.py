@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from hack import images
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 NRI_SOCKET = "/run/nri/nri.sock"
@@ -51,6 +51,13 @@ disable = false
 plugin_request_timeout = '{timeout}'
 """
 
+# The default validator, from containerd 2.2 on. Pods name by an annotation what they need, and so may the node for all.
+_VALIDATOR = """[plugins.'io.containerd.nri.v1.nri'.default_validator]
+enable = true
+required_plugins = {required}
+tolerate_missing_plugins_annotation = 'example.com/tolerate-missing-plugins'
+"""
+
 
 def write(
     folder: Path,
@@ -62,6 +69,7 @@ def write(
     pods: Mapping[str, str],
     timeout: str = "2s",
     enable_cdi: bool = True,
+    required: Sequence[str] | None = None,
 ) -> Path:
     """Write containerd's configuration and that of its pods' network, a bridge; return the first one's path.
 
@@ -74,6 +82,7 @@ def write(
         pods: The addresses of pods, as CNI's host-local plugin takes them: "subnet" at least.
         timeout: How long it waits for an NRI plugin's answer.
         enable_cdi: Whether it looks at a container's CDI devices; containerd 2 always does.
+        required: NRI plugins without which no container is created, by the default validator; None: that is off.
     """
     (folder / "cni").mkdir(parents=True, exist_ok=True)
     bridge = {
@@ -86,7 +95,10 @@ def write(
     (folder / "cni" / "10-pods.conflist").write_text(json.dumps(network), encoding="utf-8")
     template = _VERSION_1 if version.startswith("1.") else _VERSION_2
     values: dict[str, object] = {"root": root, "socket": socket, "cni": cni, "folder": folder, "timeout": timeout}
-    path = folder / "containerd.toml"
     values |= {"pause": images.PAUSE, "cdi": CDI_DIR, "enable_cdi": str(enable_cdi).lower()}
-    path.write_text(template.format_map(values), encoding="utf-8")
+    text = template.format_map(values)
+    if required is not None:
+        text += _VALIDATOR.format(required=json.dumps(list(required)))
+    path = folder / "containerd.toml"
+    path.write_text(text, encoding="utf-8")
     return path

@@ -25,7 +25,7 @@ from hack import cgroups, containerd_config, cri, images, parts
 from nri_dranet.testing.patience import patience
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 # The pods' own network, seen in the node alone.
 POD_NETWORK = "10.233.0.0/16"
@@ -139,13 +139,21 @@ class Node:
         pid: The first process in its namespaces.
     """
 
-    def __init__(self, containerd: parts.Part, *, request_timeout: str = "2s", enable_cdi: bool = True) -> None:
+    def __init__(
+        self,
+        containerd: parts.Part,
+        *,
+        request_timeout: str = "2s",
+        enable_cdi: bool = True,
+        required: Sequence[str] | None = None,
+    ) -> None:
         """Start it.
 
         Args:
             containerd: Which containerd it has.
             request_timeout: How long the runtime waits for a plugin's answer.
             enable_cdi: Whether the runtime looks at a container's CDI devices; containerd 2 always does.
+            required: NRI plugins without which no container is created; None: there is no validator.
 
         Raises:
             NodeError: It does not start.
@@ -154,6 +162,7 @@ class Node:
         self.containerd = containerd
         self._request_timeout = request_timeout
         self._enable_cdi = enable_cdi
+        self._required = required
         self._programs: list[Program] = []
         self._cgroup = f"{_PREFIX}{os.getpid()}-{next(_NODES)}"
         self._pods = itertools.count(1)
@@ -343,6 +352,7 @@ class Node:
             pods={"subnet": POD_NETWORK},
             timeout=self._request_timeout,
             enable_cdi=self._enable_cdi,
+            required=self._required,
         )
 
     def _import_images(self) -> None:

@@ -329,15 +329,18 @@ class World:
         self.api.allocate(NAMESPACE, name, results=results, config=configs, node=NODE_NAME)
         return name
 
-    def pod(self, name: str, *claims: str, listed: bool = True) -> Claimed:
+    def pod(
+        self, name: str, *claims: str, listed: bool = True, annotations: Mapping[str, str] | None = None
+    ) -> Claimed:
         """Create a pod with claims, reserved for it.
 
         Args:
             name: The pod's name.
             claims: The names of the claims.
             listed: Whether its container ``main`` lists them; else they are the pod's alone.
+            annotations: Its annotations.
         """
-        cri = self.node.pod(name)
+        cri = self.node.pod(name, annotations=dict(annotations or {}))
         references = [{"name": claim, "resourceClaimName": claim} for claim in claims]
         container = {"name": "main", "resources": {"claims": [{"name": each} for each in claims if listed]}}
         body = {

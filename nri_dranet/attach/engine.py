@@ -13,7 +13,7 @@ import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from nri_dranet.attach import facts, locate, rdma
+from nri_dranet.attach import facts, locate, rdma, sysctl
 from nri_dranet.attach.errors import AttachError
 from nri_dranet.attach.home import Homeward
 from nri_dranet.attach.locate import Location, Place
@@ -78,6 +78,7 @@ class Engine:
         # Warm from the start: a hook must not pay for it.
         with self._host():
             self._features()
+        sysctl.open_root()
 
     def close(self) -> None:
         """Close the sockets in the host's namespace. Those in use are closed when they are given back."""

@@ -75,6 +75,15 @@ def _path(key: str, interface: str) -> str:
     return f"net/{directory}/{interface}/{name}"
 
 
+def open_root() -> None:
+    """Open what sysctls are written by. It is done at the first use else, which would be in a hook.
+
+    Raises:
+        OSError: there is no /proc/sys.
+    """
+    _root()
+
+
 @functools.cache
 def _root() -> int:
     """Open a directory /proc/sys that can be written, once for the life of the process."""

@@ -130,11 +130,6 @@ class NriSession:
             return f"not connected to {self._socket_path}{': ' + self._why if self._why else ''}"
         return "" if connection.synchronized else "connected, but the runtime has not synchronized yet"
 
-    @property
-    def connected(self) -> bool:
-        """Whether the runtime's events reach this plugin."""
-        return not self.problem
-
     def start(self) -> None:
         """Begin to join. A second call does nothing."""
         if self._watchdog.ident is not None:

@@ -54,12 +54,6 @@ class DeviceLocks:
                     del self._held[device]
                 self._changed.notify_all()
 
-    def busy(self, devices: Iterable[str]) -> bool:
-        """Tell whether another thread holds one of the locks now."""
-        me = threading.get_ident()
-        with self._changed:
-            return any(self._held.get(device, me) != me for device in devices)
-
     def _take(self, device: str, me: int, until: float, taken: list[str]) -> None:
         with self._changed:
             while device in self._held:

@@ -131,11 +131,6 @@ class Server:
         self._last = 0
         self._unanswered: set[int] = set()
 
-    @property
-    def unanswered(self) -> int:
-        """How many requests wait for an answer."""
-        return len(self._unanswered)
-
     def receive(self, data: Buffer) -> list[RequestReceived | RequestRefused]:
         """Take the next bytes of the connection.
 

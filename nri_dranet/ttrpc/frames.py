@@ -126,11 +126,6 @@ class FrameReader:
         self._body = bytearray()
         self._skip = 0
 
-    @property
-    def idle(self) -> bool:
-        """Whether the bytes so far end with the end of a frame."""
-        return not self._head and self._header is None and not self._skip
-
     def receive(self, data: Buffer) -> list[Frame | Oversized]:
         """Take the next bytes.
 

@@ -98,11 +98,6 @@ class Demultiplexer:
         self._connection = 0
         self._left = 0
 
-    @property
-    def idle(self) -> bool:
-        """Whether the bytes so far end with the end of a frame."""
-        return not self._head and not self._left
-
     def receive(self, data: Buffer) -> list[Chunk]:
         """Take the next bytes of the trunk.
 

@@ -48,9 +48,15 @@ def request_timeout() -> str:
 
 
 @pytest.fixture
-def node(containerd: parts.Part, request_timeout: str) -> Iterator[Node]:
+def required() -> tuple[str, ...] | None:
+    """Return the plugins that the runtime requires for each container; None: it has no validator."""
+    return None
+
+
+@pytest.fixture
+def node(containerd: parts.Part, request_timeout: str, required: tuple[str, ...] | None) -> Iterator[Node]:
     """Start a node."""
-    with Node(containerd, request_timeout=request_timeout) as node:
+    with Node(containerd, request_timeout=request_timeout, required=required) as node:
         yield node
 
 

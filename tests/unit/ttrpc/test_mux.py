@@ -82,7 +82,7 @@ def test_demultiplexer_gives_each_connection_its_bytes(messages: list[tuple[int,
         if connection in BOTH:
             expected[connection] = expected.get(connection, b"") + message
     assert joined(chunks) == expected
-    assert demultiplexer.idle
+    assert demultiplexer.receive(cut(1, b"last")[0]) == [Chunk(1, b"last")], "nothing of the former is left"
 
 
 def test_demultiplexer_lets_frames_of_connections_interleave() -> None:
@@ -97,18 +97,15 @@ def test_demultiplexer_takes_an_empty_frame() -> None:
     """A frame without a payload says nothing and breaks nothing."""
     demultiplexer = Demultiplexer(BOTH)
     assert demultiplexer.receive(struct.pack(">II", 1, 0) + cut(1, b"x")[0]) == [Chunk(1, b"x")]
-    assert demultiplexer.idle
 
 
-def test_demultiplexer_is_idle_only_between_frames() -> None:
-    """A truncated header and a truncated payload are visible."""
+def test_demultiplexer_goes_on_in_the_middle_of_a_frame() -> None:
+    """A truncated header and a truncated payload wait for the rest."""
     demultiplexer = Demultiplexer(BOTH)
-    demultiplexer.receive(b"\0\0\0")
-    assert not demultiplexer.idle
-    demultiplexer.receive(b"\1\0\0\0\2a")
-    assert not demultiplexer.idle
-    demultiplexer.receive(b"b")
-    assert demultiplexer.idle
+    assert demultiplexer.receive(b"\0\0\0") == []
+    assert demultiplexer.receive(b"\1\0\0\0\2a") == [Chunk(1, b"a")]
+    assert demultiplexer.receive(b"b") == [Chunk(1, b"b")]
+    assert demultiplexer.receive(cut(2, b"next")[0]) == [Chunk(2, b"next")]
 
 
 def test_demultiplexer_keeps_no_payload() -> None:
@@ -118,7 +115,6 @@ def test_demultiplexer_keeps_no_payload() -> None:
     for _ in range(16):
         assert joined(demultiplexer.receive(bytes(1 << 20))) == {1: bytes(1 << 20)}
     assert not demultiplexer._head
-    assert demultiplexer.idle
 
 
 def test_demultiplexer_gives_up_on_an_impossible_length() -> None:
