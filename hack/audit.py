@@ -16,6 +16,11 @@ Link = dict[str, Any]
 
 MAX_IPS: Final = 16
 
+_NOBODYS: Final = frozenset(
+    {"bridge", "vrf", "sit", "ipip", "gre", "gretap", "erspan", "ip6tnl", "ip6gre", "vti", "vti6"}
+)
+"""Kinds of links that are in a pod without being anybody's device: made there, or by the kernel in each namespace."""
+
 
 def audit(
     claim: Mapping[str, Any],
@@ -68,7 +73,12 @@ def audit_all(
     ]
 
 
-def audit_at_rest(claims: Iterable[Mapping[str, Any]], pods: Sequence[Sequence[Link]]) -> list[str]:
+def audit_at_rest(
+    claims: Iterable[Mapping[str, Any]],
+    pods: Sequence[Sequence[Link]],
+    *,
+    foreign: Collection[str] = ("lo", "eth0"),
+) -> list[str]:
     """Return what is wrong with the statuses of a node's claims, whichever of its pods has which.
 
     A claim of which nothing is said is passed over: it may never have been prepared.
@@ -76,8 +86,23 @@ def audit_at_rest(claims: Iterable[Mapping[str, Any]], pods: Sequence[Sequence[L
     Args:
         claims: the claims.
         pods: what ``ip -j -d addr`` prints in each pod that lives.
+        foreign: interfaces of pods that belong to nobody's claim.
     """
-    wrong = []
+    claims = list(claims)
+    said = {
+        (data.get("interfaceName"), data.get("hardwareAddress"))
+        for claim in claims
+        for entry in (claim.get("status") or {}).get("devices") or []
+        if (data := entry.get("networkData"))
+    }
+    wrong = [
+        f"interface {link['ifname']} is in a pod, and no claim says so"
+        for links in pods
+        for link in links
+        if link["ifname"] not in foreign
+        and (link.get("linkinfo") or {}).get("info_kind") not in _NOBODYS
+        and (link["ifname"], link["address"]) not in said
+    ]
     for claim in claims:
         if not (claim.get("status") or {}).get("devices"):
             continue

@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nri_dranet.claims.facts import Phase
+from nri_dranet.claims.facts import ClaimFacts, Phase
 from nri_dranet.claims.lifecycle import State
 from nri_dranet.claims.record import ClaimRecord
 from nri_dranet.receipt.receipts import ReceiptError, Receipts
@@ -81,7 +81,14 @@ class Returns:
         except OSError as error:
             raise NotReturnedError(f"the pod's namespace cannot be opened: {error}") from error
         problems, stuck = self._bring_home(records, netns)
-        after = self._record_return([r for r in records if not lookups.keys(r) & stuck.keys()], problems)
+        home = [record for record in records if not lookups.keys(record) & stuck.keys()]
+        try:
+            after = self._record_return(home, problems)
+        except JournalError:
+            # The journal cannot say it, the status can.
+            for record in home:
+                self._outlets.facts(ClaimFacts(ref=record.ref, devices=self._detached([record], problems)))
+            raise
         if holder is not None:
             self.let_go(holder.sandbox_id)
         self._report_return(records, holder, problems, stuck, began)

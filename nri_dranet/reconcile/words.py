@@ -41,6 +41,12 @@ def of_record(record: ClaimRecord) -> ClaimFacts:
     return ClaimFacts(ref=record.ref, devices=record.facts, pod=record.holder.pod if record.holder else None)
 
 
+def of_earlier_boot(record: ClaimRecord) -> ClaimFacts:
+    """Return what is known of a claim of an earlier boot: no pod has its devices, whatever was said of it then."""
+    text = "the node was started anew; the device is in no pod until kubelet starts its pod again"
+    return ClaimFacts(ref=record.ref, devices=facts(record.plan, Phase.DETACHED, message=text))
+
+
 def with_pods(
     plan: ClaimPlan, pods: Iterable[PodRef], listed_by: dict[str, tuple[str, ...]] | None = None
 ) -> ClaimPlan:

@@ -69,7 +69,7 @@ class Journal:
         self._connection, self.moved_aside = open_database(path)
         self.begun = begun or bool(self.moved_aside)
         self.quarantined: tuple[Quarantined, ...] = ()
-        self.voided: tuple[ClaimRef, ...] = ()
+        self.voided: tuple[ClaimRecord, ...] = ()
         self.restored: tuple[ClaimRef, ...] = ()
         with self._transaction("read the journal"):
             self._load()
@@ -311,8 +311,11 @@ class Journal:
             uid, namespace, name, _, boot_id, *_ = row
             ref = ClaimRef(namespace, name, uid)
             if boot_id != self._boot_id:
-                voided.append(ref)
                 self._connection.execute("DELETE FROM claims WHERE uid=?", (uid,))
+                try:
+                    voided.append(record_of(row))
+                except codec.DecodeError as error:
+                    LOG.warning("a row of an earlier boot cannot be read", extra=fields(claim=uid, error=error))
                 continue
             try:
                 self._records[uid] = record_of(row)

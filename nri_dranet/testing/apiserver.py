@@ -105,6 +105,12 @@ class ApiServerStandIn:
             if self._listener is not None:
                 self._listener.open()
 
+    @property
+    def serving(self) -> bool:
+        """Tell whether it listens: started, and neither stopped nor paused."""
+        with self._lock:
+            return self._listener is not None and self._listener.is_open
+
     def __enter__(self) -> Self:
         self.start()
         return self
@@ -366,6 +372,11 @@ class _Listener:
             if error is not None:
                 raise error
         return self._port
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether it listens."""
+        return self._front is not None
 
     def close(self) -> None:
         """Stop listening and break off all connections."""

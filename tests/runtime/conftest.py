@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
+import threading
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -11,7 +13,7 @@ from hack.node import Node
 from hack.world import World
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from hack.cri import CriClient
 
@@ -67,10 +69,46 @@ def client(node: Node) -> Iterator[CriClient]:
         yield client
 
 
+def _audit_after_each_step(world: World) -> None:
+    """Let what a scenario does end with an audit: the statuses become what there is before the next step.
+
+    Steps of other threads are not followed by one, nor are those while the daemon does not answer that it is ready.
+    """
+
+    def following(step: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(step)
+        def done(*args: Any, **options: Any) -> Any:
+            try:
+                return step(*args, **options)
+            finally:
+                if threading.current_thread() is threading.main_thread():
+                    _audited(world, step.__name__)
+
+        return done
+
+    steps: Any
+    for steps, names in (
+        (world, ("prepare", "unprepare", "container", "condition", "wait_ready")),
+        (world.client, ("run_sandbox", "stop_sandbox", "remove_sandbox")),
+    ):
+        for name in names:
+            setattr(steps, name, following(getattr(steps, name)))
+
+
+def _audited(world: World, step: str) -> None:
+    """Wait until all statuses say what there is, as long as the daemon is ready."""
+
+    def at_work() -> bool:
+        return world.daemon is not None and world.ready()
+
+    if at_work():
+        world.wait_for(lambda: not world.audit() or not at_work(), f"{step}: each status says what its pod has")
+
+
 @pytest.fixture
 def world(node: Node, client: CriClient) -> Iterator[World]:
     """Put stand-ins of API server and kubelet beside the node, for the daemon."""
     with World(node, client) as world:
+        _audit_after_each_step(world)
         yield world
-        if world.daemon is not None and world.ready():
-            world.wait_for(lambda: not world.audit(), "each claim's status says what its pod has")
+        _audited(world, "the end")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,38 @@ def _wrong(stage: Stage) -> list[str]:
     """Return what the auditor finds wrong."""
     pods = [json.loads(pod.run("ip", "-j", "-d", "addr")) for pod in stage._pods if pod.process.poll() is None]
     return audit_at_rest(stage.api.list(f"{RESOURCE_API}/resourceclaims"), pods)
+
+
+def _audit_after_each_step(stage: Stage) -> None:
+    """Let what a scenario does end with an audit: the statuses become what there is before the next step.
+
+    Steps of other threads are not followed by one, nor are those while the daemon is not ready or the API server is
+    away: then nothing is said.
+    """
+
+    def following(step: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(step)
+        def done(*args: Any, **options: Any) -> Any:
+            try:
+                return step(*args, **options)
+            finally:
+                if threading.current_thread() is threading.main_thread() and _at_work(stage):
+                    stage.wait_for(lambda: not _wrong(stage) or not _at_work(stage), f"{step.__name__}: the statuses")
+
+        return done
+
+    steps: Any
+    for steps, names in (
+        (stage, ("prepare", "unprepare", "end_pod", "wait_ready", "wait_condition")),
+        (stage.runtime, ("run_pod", "stop_pod", "remove_pod", "create_container")),
+    ):
+        for name in names:
+            setattr(steps, name, following(getattr(steps, name)))
+
+
+def _at_work(stage: Stage) -> bool:
+    """Tell whether the daemon is ready and the API server answers."""
+    return stage.api.serving and stage.http("/readyz")[0] == 200
 
 
 def _audited(stage: Stage) -> None:
@@ -98,6 +132,8 @@ def make_stage(request: pytest.FixtureRequest) -> Iterator[MakeStage]:
         folder = tempfile.TemporaryDirectory(prefix="nd", dir="/tmp")
         folders.append(folder)
         stage = Stage(Path(folder.name), **options)
+        if "journal_lost" not in request.fixturenames:
+            _audit_after_each_step(stage)
         stages.append(stage)
         stage.start()
         return stage

@@ -106,3 +106,14 @@ def test_at_rest_one_pod_has_the_claim_or_none_and_it_says_so() -> None:
     assert audit_at_rest([CLAIM, silent], [[other], [other, LINK]]) == []
     assert audit_at_rest([CLAIM], [[other]]) != []
     assert audit_at_rest([CLAIM], []) != []
+
+
+def test_at_rest_an_interface_in_a_pod_is_said_by_a_claim() -> None:
+    """A claim that says to have nothing in a pod hides no device there; what the pod made itself is nobody's."""
+    back = copy.deepcopy(CLAIM)
+    entry(back).pop("networkData")
+    entry(back)["conditions"][0].update(status="False", reason="Detached")
+    assert audit_at_rest([back], [[LINK]]) == ["interface net1 is in a pod, and no claim says so"]
+    assert audit_at_rest([back], [[{**LINK, "linkinfo": {"info_kind": "bridge"}}]]) == []
+    assert audit_at_rest([back], [[LINK]], foreign=["net1"]) == []
+    assert audit_at_rest([CLAIM], [[{**LINK, "address": "02:00:00:00:00:05"}]]) != []

@@ -127,12 +127,13 @@ def test_a_journal_that_fails_after_the_attach_brings_the_device_home(
 
 
 def test_a_journal_that_fails_in_a_stop_does_not_keep_the_device(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Disk full during the return: the device is home, the stop succeeds, the row is put right afterwards."""
+    """Disk full during the return: the device is home and told to be, the stop succeeds, the row follows later."""
     bench.keeper.prepare(bench.plan())
     bench.run()
     heal = break_update(bench, monkeypatch, State.DETACHING, State.PREPARED)
     assert bench.stop()
     assert bench.kernel.inside == {}
+    assert bench.phase() is Phase.DETACHED
     assert bench.compared
     heal()
     bench.keeper.synchronize([])

@@ -99,11 +99,15 @@ def test_facts_of_an_unknown_claim_are_not_kept(journal: Journal, make_record: M
 
 
 def test_rows_of_another_boot_are_void(journal: Journal, path: Path, make_record: MakeRecord) -> None:
-    """After a reboot nothing is attached and nothing is prepared."""
+    """After a reboot nothing is attached and nothing is prepared; what was is told, as far as it can be read."""
     record = journal.put(make_record())
+    other = journal.put(make_record("u2"))
+    with journal._transaction("damage a row"):
+        journal._connection.execute("UPDATE claims SET plan='{' WHERE uid=?", (other.uid,))
     again = reopen(journal, path, "boot-2")
     assert again.records() == ()
-    assert again.voided == (record.ref,)
+    assert again.voided == (record,)
+    assert again.quarantined == ()
     again.close()
 
 

@@ -260,7 +260,7 @@ def test_f12_name_taken_in_the_pod(stage: Stage, nic: str, host_state: HostState
     """The sandbox is refused with the name, the host is as before, and the next try succeeds when the name is free."""
     before = host_state(nic)
     pod = prepared(stage, nic)
-    pod.run("ip", "link", "add", "eth99", "type", "veth", "peer", "name", "x")
+    pod.run("ip", "link", "add", "eth99", "type", "bridge")
     with pytest.raises(RuntimeRefusedError, match="eth99"):
         stage.runtime.run_pod(pod.sandbox)
     assert host_state(nic) == before
@@ -405,7 +405,7 @@ def test_f14_disk_full(make_stage: MakeStage, nic: str, host_state: HostState) -
 
 
 def test_f15_reboot_with_state_kept(stage: Stage, nic: str) -> None:
-    """The boot ID differs: nothing counts as prepared or attached, no receipt is left, and Prepare starts anew."""
+    """The boot ID differs: nothing is prepared or attached, nor said to be; no receipt is left; Prepare starts anew."""
     pod = running(stage, nic)
     stage.stop_daemon(signal.SIGKILL)
     pod.run("ip", "link", "set", "eth99", "netns", str(os.getpid()))
@@ -414,6 +414,8 @@ def test_f15_reboot_with_state_kept(stage: Stage, nic: str) -> None:
     edit_journal(stage, "UPDATE claims SET boot_id='an earlier one'")
     restarted(stage)
     assert list(stage.cdi.glob("*.json")) == []
+    found = stage.wait_condition("c", "Ready", "False")
+    assert "started anew" in found["conditions"][0]["message"]
     assert error_of(stage.prepare(pod)) == ""
     again = stage.pod("again", "c")
     assert error_of(stage.prepare(again)) == ""
