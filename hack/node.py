@@ -127,7 +127,11 @@ class Program:
         Args:
             lines: How many lines.
         """
-        return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+        try:
+            text = self.log.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return "the log has gone with its node"
+        return "\n".join(text.splitlines()[-lines:])
 
 
 class Node:

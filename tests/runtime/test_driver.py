@@ -140,6 +140,7 @@ def test_a_frozen_driver_gives_no_container_without_its_device(world: World) -> 
     world.wait_for(lambda: world.state("nic1") == before, "nic1 is home")
 
 
+@pytest.mark.usefixtures("stops_untold")
 @pytest.mark.parametrize("kill", [False, True], ids=["stopped", "killed"])
 def test_f04_containerd_restarts_under_a_running_pod(world: World, *, kill: bool) -> None:
     """The device stays, the daemon joins again, and the device comes home although the runtime calls no Stop."""
