@@ -662,8 +662,6 @@ class Driver:
                 self._claim_event(ref, reason, text)
         for record in self._journal.voided:
             self._writer.submit(words.of_earlier_boot(record))
-        if self._journal.voided:
-            LOG.info("claims of an earlier boot dropped", extra=fields(claims=len(self._journal.voided)))
 
     # ---- readiness
 

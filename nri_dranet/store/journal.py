@@ -326,6 +326,8 @@ class Journal:
                     # The row stays: the claim's pods are refused until it is written anew or released, in every life.
                     quarantined.append(Quarantined(ref, str(error)))
         self.quarantined, self.voided = tuple(quarantined), tuple(voided)
+        if voided:
+            LOG.info("claims of an earlier boot dropped", extra=fields(claims=len(voided)))
 
     def _restore(self, row: Sequence[object]) -> bool:
         """Take a claim in from the copy of its row; False when that cannot be read, or is of another boot."""
