@@ -1,7 +1,8 @@
-"""The numbers: memory, start, prepare, hook, status, stop. Real kernel and protocols, stand-ins for the rest.
+"""The numbers: memory, start, prepare, hook, status, stop, inventory. Real kernel and protocols, stand-ins else.
 
     make bench                       all, as a table (root, or a kernel with user namespaces)
     make bench ARGS="--rounds 50 --json FILE"
+    make bench ARGS="--only inventory"
 
 Own time in the hook is what it spends outside its netlink system calls: those are timed one by one and taken off. The
 kernel's move of an interface takes ten times as long and varies by more than our own time, so the whole hook is printed
@@ -69,6 +70,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=100, help="pods that are attached and given back")
     parser.add_argument("--links", type=int, default=0, help="other links on the node")
+    parser.add_argument("--only", choices=sorted(PARTS), action="append", help="a part; may be given again")
     parser.add_argument("--json", default="", metavar="FILE", help="write the figures there too")
     args = parser.parse_args()
     if os.environ.get(_INSIDE) != "1":
@@ -84,10 +86,9 @@ def main() -> int:
         _ip("link", "set", name, "up")
     for number in range(args.links):
         _ip("link", "add", f"other{number}", "type", "bridge")
-    memory(table)
-    own_time(table, args.rounds)
-    batches(table, args.rounds)
-    end_to_end(table, args.rounds)
+    for name, part in PARTS.items():
+        if not args.only or name in args.only:
+            part(table, args.rounds)
     table.show()
     if args.json:
         Path(args.json).write_text(json.dumps(table.rows, indent=1), encoding="utf-8")
@@ -97,8 +98,9 @@ def main() -> int:
 # ---- memory and start
 
 
-def memory(table: Table) -> None:
-    """Measure the memory that the daemon's imports take."""
+def memory(table: Table, rounds: int) -> None:
+    """Measure the memory that the daemon's imports take, once."""
+    del rounds
     code = "import nri_dranet.driver, kubernetes.config, resource; print(open('/proc/self/statm').read().split()[1])"
     pages = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     table.add("memory after imports (RSS)", [int(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6], "MB")
@@ -275,6 +277,13 @@ def batches(table: Table, rounds: int) -> None:
         batching(table, rounds, _namespace, stack)
 
 
+def inventory(table: Table, rounds: int) -> None:
+    """Measure what the inventory costs."""
+    from hack import bench_inventory  # noqa: PLC0415 - inside the namespaces only
+
+    bench_inventory.inventory(table, rounds)
+
+
 # ---- the daemon
 
 
@@ -364,6 +373,15 @@ def _quantile(ordered: Sequence[float], part: float) -> float:
 
 def _ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True)
+
+
+PARTS: Final[dict[str, Callable[[Table, int], None]]] = {
+    "memory": memory,
+    "hook": own_time,
+    "batches": batches,
+    "inventory": inventory,
+    "daemon": end_to_end,
+}
 
 
 if __name__ == "__main__":

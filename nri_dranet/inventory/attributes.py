@@ -236,12 +236,12 @@ def rdma_attributes(rdma: RdmaFacts | None) -> Attributes:
     return found
 
 
-def within_limits(attributes: Mapping[str, Mapping[str, Any]]) -> tuple[Attributes, tuple[str, ...]]:
+def within_limits(attributes: Attributes) -> tuple[Attributes, tuple[str, ...]]:
     """Return the attributes that the API takes, sorted by name, and the names of those that were left out.
 
     Too long texts go; of too many attributes the last of our own domain go first, the standard ones last.
     """
-    kept = {name: dict(value) if type(value) is not dict else value for name, value in sorted(attributes.items())}
+    kept = dict(sorted(attributes.items()))
     dropped = [name for name, value in kept.items() if "bool" not in value and not _fits(value)]
     for name in dropped:
         del kept[name]
@@ -301,6 +301,8 @@ def _number(value: int) -> dict[str, Any]:
 def _joined(addresses: Iterable[Address]) -> tuple[str, str]:
     """Return the global unicast addresses of both families, sorted and joined within the limit of a text."""
     found: dict[bool, list[str]] = {False: [], True: []}
+    if not addresses:
+        return "", ""
     for address in addresses:
         if _is_global_unicast(address.address):
             found[":" in address.address].append(address.cidr)
