@@ -50,6 +50,7 @@ def dnsmasq(wire: Wire, tmp_path: Path) -> Iterator[Dnsmasq]:
             "--interface=s0",
             "--bind-dynamic",
             "--user=root",
+            "--group=root",
             "--dhcp-authoritative",
             "--no-ping",
             "--dhcp-range=10.99.0.50,10.99.0.60,255.255.255.0,2m",

@@ -6,8 +6,10 @@ import json
 import signal
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import pytest
 
 from nri_dranet.dhcp import options
@@ -100,6 +102,15 @@ def test_a_pod_gets_what_the_server_gave(
     assert link["mtu"] == 1500
     entry = stage.wait_condition("one", "NetworkReady", "True")
     assert entry["networkData"]["ips"] == ["10.99.0.100/24"]
+    (file,) = (stage.kubelet_root / "plugins" / DRIVER / "dra-device-metadata").iterdir()
+    (device,) = json.loads(file.read_text().splitlines()[0])["requests"][0]["devices"]
+    told = {name: value for name, value in device["attributes"].items() if name.startswith("dra.net/dhcp")}
+    assert told == {
+        "dra.net/dhcpServer": {"string": "10.99.0.1"},
+        "dra.net/dhcpDNSServers": {"string": "10.99.0.53"},
+        "dra.net/dhcpDomain": {"string": "example.org"},
+        "dra.net/dhcpMTU": {"int": 1400},
+    }
     stage.end_pod(pod)
     stage.unprepare(pod)
     server.wait_for(Kind.RELEASE)
@@ -134,6 +145,27 @@ def test_preparing_again_takes_no_second_lease(stage: Stage, nic: str, server: D
     stage.wait_ready()
     prepared(stage, pod)
     assert server.kinds() == [Kind.DISCOVER, Kind.REQUEST]
+    assert list(server.given.values()) == ["10.99.0.100"]
+    stage.unprepare(pod)
+    server.wait_for(Kind.RELEASE)
+
+
+def test_killed_before_the_lease_is_recorded_the_next_life_gets_the_same(
+    stage: Stage, nic: str, server: DhcpServer
+) -> None:
+    """The server has given an address whose ACK nobody read: there is no second lease."""
+    server.spoil = lambda answer: replace(answer, xid=answer.xid ^ (answer.kind is Kind.ACK))
+    pod = pod_of(stage, "one", nic)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(stage.prepare, pod)
+        server.wait_for(Kind.REQUEST)
+        stage.stop_daemon(signal.SIGKILL)
+        with pytest.raises(grpc.RpcError):
+            waiting.result()
+    server.spoil = lambda answer: answer
+    stage.start_daemon()
+    stage.wait_ready()
+    prepared(stage, pod)
     assert list(server.given.values()) == ["10.99.0.100"]
     stage.unprepare(pod)
     server.wait_for(Kind.RELEASE)

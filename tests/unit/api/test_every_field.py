@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 ELSEWHERE = {
     "profile": "refused: tests/unit/api/test_rules.py",
-    "interface.dhcp": "tests/unit/api/test_rules.py",
+    "interface.dhcp": "needs a server: tests/node/driver/test_dhcp.py",
     "ethtool.privateFlags": "a real driver's: tests/vm/test_every_field.py",
 }
 """Fields that need more than a configuration of an ordinary device, and where they are tested."""
