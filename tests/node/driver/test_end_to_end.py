@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 import time
@@ -11,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from nri_dranet.driver import BOOT_ID
+from nri_dranet.store.reading import read_records
 from nri_dranet.testing.runtime import RuntimeRefusedError
 from nri_dranet.testing.stage import Stage
+from tests.node.driver.conftest import ip
 
 if TYPE_CHECKING:
     from nri_dranet.testing.stage import StagedPod
@@ -116,7 +120,9 @@ def test_a_device_in_a_pod_stays_published_as_it_was(stage: Stage, nic: str) -> 
     """Selectors keep working while the interface is away."""
     before = stage.devices()[nic]
     pod = running(stage, nic)
-    time.sleep(0.5)
+    # Written after the interface has left: another device has changed meanwhile.
+    ip("link", "set", f"{nic}p", "mtu", "1400")
+    stage.wait_for(lambda: stage.devices()[f"{nic}p"]["attributes"]["dra.net/mtu"] == {"int": 1400}, "written anew")
     assert stage.devices()[nic] == before
     stage.end_pod(pod)
 
@@ -170,7 +176,7 @@ def test_a_second_pod_on_a_held_claim_is_refused_with_both_named(stage: Stage, n
     """Kubelet calls no Prepare for it; the first pod keeps its interface and its status."""
     running(stage, nic)
     second = stage.pod("second", "c")
-    time.sleep(0.3)
+    stage.wait_for(lambda: "second" in _pods_in_journal(stage), "the watch has named the second pod")
     with pytest.raises(RuntimeRefusedError, match=r"default/pod-c.*default/second"):
         stage.runtime.run_pod(second.sandbox)
     with pytest.raises(RuntimeRefusedError, match="default/pod-c"):
@@ -186,6 +192,12 @@ def test_the_next_pod_gets_the_interface_without_a_prepare(stage: Stage, nic: st
     stage.wait_for(lambda: _runs(stage, second), "the second pod runs")
     assert "eth99" in second.run("ip", "link")
     stage.wait_condition("c", "Ready", "True")
+
+
+def _pods_in_journal(stage: Stage) -> set[str]:
+    journal = stage.kubelet_root / "plugins" / "dra.net" / "journal.db"
+    records, _ = read_records(journal, BOOT_ID.read_text(encoding="ascii").strip())
+    return {pod.name for record in records for pod in record.plan.pods}
 
 
 def _runs(stage: Stage, pod: StagedPod) -> bool:
@@ -211,7 +223,8 @@ def test_f06_a_status_is_written_when_the_api_server_is_back(stage: Stage, nic: 
     pod = prepared(stage, nic)
     stage.api.stop()
     stage.runtime.run_pod(pod.sandbox)
-    time.sleep(0.5)
+    unwritten = re.compile(r'^nri_dranet_status_writes_total\{result="failed"\} [1-9]', re.MULTILINE)
+    stage.wait_for(lambda: unwritten.search(stage.http("/metrics")[1]), "a write that failed")
     stage.api.start()
     stage.wait_condition("c", "NetworkReady", "True")
 
@@ -268,7 +281,8 @@ def test_killed_under_a_running_pod_nothing_changes(stage: Stage, nic: str, host
     stage.api.requests.clear()
     stage.start_daemon()
     stage.wait_ready()
-    time.sleep(1.0)
+    compared = re.compile(r'^nri_dranet_status_writes_total\{result="unchanged"\} [1-9]', re.MULTILINE)
+    stage.wait_for(lambda: compared.search(stage.http("/metrics")[1]), "the status was compared with what there is")
     assert entry(stage) == status
     assert [seen for seen in stage.api.requests if seen.method == "PATCH" and "resourceclaims" in seen.path] == []
     stage.end_pod(pod)
