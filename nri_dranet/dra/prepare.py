@@ -26,7 +26,7 @@ from nri_dranet.kube.client import ApiError
 from nri_dranet.kube.events import MAX_MESSAGE
 from nri_dranet.kube.resources import claim_path
 from nri_dranet.reconcile import words
-from nri_dranet.reconcile.keeper import ConflictError, Keeper
+from nri_dranet.reconcile.judge import ConflictError
 from nri_dranet.reconcile.locks import DeviceBusyError
 from nri_dranet.reconcile.returns import NotReturnedError
 from nri_dranet.store.database import JournalError
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from nri_dranet.dra.plan_inputs import PlanInputs
     from nri_dranet.dra.turns import Turns
     from nri_dranet.kube.decode import Members
+    from nri_dranet.reconcile.keeper import Keeper
 
 LOG = logging.getLogger(__name__)
 
@@ -332,7 +333,7 @@ class Preparer:
             plan = self._plan(claim)
             if not leasing.wanting(plan):
                 return self._recorded(plan, record)
-            self._keeper.refuse_conflicts(plan)
+            self._keeper.judge.refuse_conflicts(plan)
         if not patient:
             raise SlowClaimError
         fresh = self._leasing.acquire(plan, self._keeper.journal.get(claim.ref.uid))

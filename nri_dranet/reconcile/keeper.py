@@ -21,6 +21,7 @@ from nri_dranet.netlink.namespaces import NamespaceGoneError
 from nri_dranet.receipt.receipts import ReceiptError, Receipts
 from nri_dranet.reconcile import lookups, words
 from nri_dranet.reconcile.hooktypes import Adjustment, ContainerRef, HookError
+from nri_dranet.reconcile.judge import Judge
 from nri_dranet.reconcile.locks import DeviceBusyError, DeviceLocks
 from nri_dranet.reconcile.namespaces import Namespaces
 from nri_dranet.reconcile.returns import NotReturnedError, Returns
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from nri_dranet.claims.model import ClaimRef, PodRef
-    from nri_dranet.claims.plan import ClaimPlan, DevicePlan
+    from nri_dranet.claims.plan import ClaimPlan
     from nri_dranet.netlink.namespaces import NetNs
     from nri_dranet.reconcile.ports import Attacher, Inlets, Observer, Outlets
     from nri_dranet.store.journal import Journal
@@ -42,18 +43,6 @@ LOG = logging.getLogger(__name__)
 
 LOCK_SECONDS = 20.0
 """How long Prepare and Unprepare wait for a device that is being moved; kubelet waits 45 s for them."""
-
-
-class ConflictError(Exception):
-    """A device is in another live claim; the text names device, claim and pod."""
-
-    def __init__(self, device: DevicePlan, other: ClaimRecord) -> None:
-        holder = f", which pod {other.holder.pod} holds" if other.holder else ""
-        super().__init__(
-            f"device {device.label} is prepared for claim {other.ref} (UID {other.uid}){holder}; "
-            "it is free again when kubelet has released that claim"
-        )
-        self.other = other
 
 
 class Keeper:
@@ -80,10 +69,10 @@ class Keeper:
         self._observer = observer
         self._receipts = receipts
         self._outlets = outlets
-        self._inlets = inlets
         self._lift_memlock = lift_memlock
         # Held while facts are read and told, so that the last that is told is the last that is recorded.
         self._telling = threading.RLock()
+        self.judge = Judge(journal, outlets, inlets, self._telling)
         self.returns = Returns(
             driver=driver,
             journal=journal,
@@ -137,7 +126,7 @@ class Keeper:
         with self.holding([plan.ref.uid], until=until, more=lookups.names(plan)) as found:
             old = found[0] if found else None
             plan = lookups.with_newest_leases(lookups.with_receipts(plan, old, self._driver), old)
-            self.refuse_conflicts(plan)
+            self.judge.refuse_conflicts(plan)
             if old is None or not old.held:
                 record = ClaimRecord(plan=plan, facts=words.facts(plan, Phase.PREPARED))
             elif old.plan.allocation_hash == plan.allocation_hash:
@@ -247,9 +236,9 @@ class Keeper:
         began = time.monotonic()
         self.sandboxes.begin(sandbox.id)
         try:
-            records = self._claims_of(sandbox.pod)
+            records = self.judge.claims_of(sandbox.pod)
             if not records:
-                self._refuse_unreadable(sandbox.pod)
+                self.judge.refuse_unreadable(sandbox.pod)
                 self.sandboxes.add(sandbox)
                 return False
             attached = self._run(sandbox, records, deadline)
@@ -280,12 +269,12 @@ class Keeper:
         """
         # A runtime that went on without this program's answer tells of the sandbox here for the first time.
         self.sandboxes.seen(sandbox)
-        records = self._claims_of(sandbox.pod)
+        records = self.judge.claims_of(sandbox.pod)
         if not records:
-            self._refuse_unreadable(sandbox.pod)
+            self.judge.refuse_unreadable(sandbox.pod)
             return None
         for record in records:
-            reason = self._missing(record, sandbox)
+            reason = self.judge.missing(record, sandbox)
             if reason is not None:
                 self._outlets.compare()
                 raise HookError(
@@ -307,7 +296,7 @@ class Keeper:
         self.sandboxes.stop(sandbox.id)
         records = self.journal.of_sandbox(sandbox.id)
         if not records:
-            claims = self._claims_of(sandbox.pod)
+            claims = self.judge.claims_of(sandbox.pod)
             if any(record.held for record in claims):
                 self._outlets.compare()
             return bool(claims)
@@ -348,11 +337,11 @@ class Keeper:
         records = [record for record in present if record.state is not State.ATTACHED]
         if not records:
             return present
-        self._check(records, sandbox)
+        self.judge.check(records, sandbox)
         try:
             netns = self.namespaces.enter(sandbox.id, sandbox.netns_path)
         except (NamespaceGoneError, OSError) as error:
-            raise self._refused(records, sandbox.pod, "NamespaceGone", str(error)) from error
+            raise self.judge.refused(records, sandbox.pod, "NamespaceGone", str(error)) from error
         holder = Holder(pod=sandbox.pod, sandbox_id=sandbox.id, netns_path=sandbox.netns_path, netns_inode=netns.inode)
         try:
             records = list(self.journal.update([r.uid for r in records], state=State.ATTACHING, holder=holder))
@@ -450,33 +439,9 @@ class Keeper:
 
     def has_claims(self, pod: PodRef) -> bool:
         """Tell whether a pod has a claim of this driver, from memory; the journal may be closed."""
-        return bool(self._claims_of(pod))
+        return bool(self.judge.claims_of(pod))
 
     # ---- inside
-
-    def _claims_of(self, pod: PodRef) -> list[ClaimRecord]:
-        found = {record.uid: record for record in self.journal.of_pod(pod.uid)}
-        # A claim of the same name that was made anew is another claim.
-        served = {(record.ref.namespace, record.ref.name) for record in found.values()}
-        named = set(self._inlets.claims_of_pod(pod.uid)) - served
-        if named:
-            for record in self.journal.records():
-                if (record.ref.namespace, record.ref.name) in named:
-                    found.setdefault(record.uid, record)
-        return list(found.values())
-
-    def _refuse_unreadable(self, pod: PodRef) -> None:
-        """Refuse a pod whose claim's record could not be read: nothing tells any more which device it should get."""
-        if not self.journal.quarantined:
-            return
-        named = set(self._inlets.claims_of_pod(pod.uid))
-        for entry in self.journal.quarantined:
-            if (entry.ref.namespace, entry.ref.name) in named:
-                text = (
-                    f"the node's record of claim {entry.ref} cannot be read, so pod {pod} cannot get its devices; "
-                    "delete the pod, so that kubelet releases the claim"
-                )
-                raise self._refused([], pod, "RecordQuarantined", text)
 
     def _run(self, sandbox: SandboxRef, records: Sequence[ClaimRecord], deadline: float) -> list[ClaimRecord]:
         """Attach the claims of a sandbox that starts; whatever fails ends in a refusal in words.
@@ -491,14 +456,16 @@ class Keeper:
             raise
         except DeviceBusyError as error:
             # Whoever has the device now tells what becomes of it.
-            raise self._refused(records, sandbox.pod, "DeviceBusy", str(error), keep=True) from error
+            raise self.judge.refused(records, sandbox.pod, "DeviceBusy", str(error), keep=True) from error
         except JournalError as error:
-            raise self._refused(records, sandbox.pod, "JournalFailed", str(error)) from error
+            raise self.judge.refused(records, sandbox.pod, "JournalFailed", str(error)) from error
         except NotReturnedError as error:
-            raise self._refused(records, sandbox.pod, "DeviceNotReturned", str(error)) from error
+            raise self.judge.refused(records, sandbox.pod, "DeviceNotReturned", str(error)) from error
         except Exception as error:  # a pod is refused in words, whatever the cause
             LOG.exception("a pod's devices cannot be attached", extra=fields(pod=sandbox.pod, sandbox=sandbox.id))
-            raise self._refused(records, sandbox.pod, "AttachFailed", f"{type(error).__name__}: {error}") from error
+            raise self.judge.refused(
+                records, sandbox.pod, "AttachFailed", f"{type(error).__name__}: {error}"
+            ) from error
 
     def _run_held(
         self, sandbox: SandboxRef, records: Sequence[ClaimRecord], current: Sequence[ClaimRecord], deadline: float
@@ -507,22 +474,11 @@ class Keeper:
         if len(current) < len(records):
             left = {record.uid for record in current}
             gone = ", ".join(str(record.ref) for record in records if record.uid not in left)
-            raise self._refused(current, sandbox.pod, "ClaimReleased", f"claim {gone} was released meanwhile")
+            raise self.judge.refused(current, sandbox.pod, "ClaimReleased", f"claim {gone} was released meanwhile")
         attached = self.admit(sandbox, [record.uid for record in current], deadline)
         if not self.sandboxes.add(sandbox):
             raise self._take_back(attached, sandbox.pod, TimeoutError("the sandbox was stopped meanwhile"))
         return attached
-
-    def _missing(self, record: ClaimRecord, sandbox: SandboxRef) -> str | None:
-        """Return why a pod's container must not be created yet ("": no cause is known); None where it may."""
-        if not record.plan.moves and record.plan.devices:
-            return None
-        here = record.holder is not None and record.holder.sandbox_id == sandbox.id
-        if here and record.state is State.ATTACHED:
-            return next((fact.message for fact in record.facts if fact.phase is Phase.LOST), None)
-        if record.holder is not None and not here:
-            return words.in_use(record, sandbox.pod)
-        return next((f.message for f in record.facts if f.phase is Phase.ATTACH_FAILED and f.message), "")
 
     def _hand_over(self, record: ClaimRecord) -> bool:
         """Let another running pod of a claim whose devices stay on the host hold it from now on; False: there is none.
@@ -561,10 +517,10 @@ class Keeper:
             if former is not None and holder.pod.uid != sandbox.pod.uid:
                 if record.plan.moves:
                     text = words.in_use(record, sandbox.pod)
-                    raise self._refused([record], sandbox.pod, "ClaimInUse", text, keep=True)
+                    raise self.judge.refused([record], sandbox.pod, "ClaimInUse", text, keep=True)
                 if record.state is State.ATTACHED:
                     # Its devices stay on the host for all its pods: nothing is attached, and the receipt is there.
-                    self._check([record], sandbox)
+                    self.judge.check([record], sandbox)
                     return record
             (record,) = self.returns.give_back([record])
         elif record.state is State.DETACHING or (holder is not None and lookups.elsewhere(holder, sandbox)):
@@ -592,35 +548,7 @@ class Keeper:
         except (JournalError, NotReturnedError) as problem:
             LOG.warning("devices are given back later", extra=fields(pod=pod, error=problem))
             self._outlets.compare()
-        return self._refused(records, pod, reason, text, step=step)
-
-    def _check(self, records: Sequence[ClaimRecord], sandbox: SandboxRef) -> None:
-        for record in records:
-            if sandbox.pod.uid not in {pod.uid for pod in record.plan.pods}:
-                text = f"claim {record.ref.name} is not known to be reserved for pod {sandbox.pod} yet; kubelet retries"
-                raise self._refused(records, sandbox.pod, "NotReservedYet", text, keep=True)
-            if record.plan.moves and not sandbox.netns_path:
-                text = (
-                    f"pod {sandbox.pod} uses the host network (hostNetwork: true), so device "
-                    f"{words.devices_text(record.plan)} of claim {record.ref.name} cannot be moved into it"
-                )
-                raise self._refused(records, sandbox.pod, "HostNetwork", text)
-            for device in record.plan.devices:
-                if device.moves and (reason := self._inlets.uplink(device)):
-                    text = f"device {device.label} is needed by the node itself: {reason}"
-                    raise self._refused(records, sandbox.pod, "DeviceIsUplink", text)
-                if problem := lookups.lease_problem(device):
-                    text = f"device {device.label} has no valid DHCP lease, one is being asked for: {problem}"
-                    raise self._refused(records, sandbox.pod, "LeaseExpired", text)
-                self._check_other_holders(records, record, device, sandbox)
-
-    def _check_other_holders(
-        self, records: Sequence[ClaimRecord], record: ClaimRecord, device: DevicePlan, sandbox: SandboxRef
-    ) -> None:
-        for other in self.journal.of_device(device.key.device):
-            held = other.uid != record.uid and other.holder is not None
-            if held and any(device.excludes(theirs) for theirs in other.plan.devices):
-                raise self._refused(records, sandbox.pod, "DeviceInUse", str(ConflictError(device, other)))
+        return self.judge.refused(records, pod, reason, text, step=step)
 
     def _settle(
         self, records: Sequence[ClaimRecord], holder: Holder, facts: Sequence[DeviceFacts], deadline: float
@@ -633,49 +561,3 @@ class Keeper:
         if time.monotonic() > deadline:
             raise TimeoutError("attaching took longer than the runtime waits; everything is given back")
         return list(self.journal.update([r.uid for r in records], state=State.ATTACHED, holder=holder, facts=facts))
-
-    def _refused(
-        self,
-        records: Sequence[ClaimRecord],
-        pod: PodRef,
-        reason: str,
-        text: str,
-        *,
-        step: str = "",
-        keep: bool = False,
-    ) -> HookError:
-        """Say everywhere why a pod does not get its devices; ``keep``: another pod has them, its facts stay."""
-        LOG.warning(
-            "pod does not get its devices",
-            extra=fields(
-                pod=pod, claims=",".join(r.uid for r in records), reason=reason, step=step or None, error=text
-            ),
-        )
-        self._outlets.announce(pod, [record.ref for record in records], reason, text)
-        for record in records:
-            if keep or (record.holder is not None and record.holder.pod.uid != pod.uid):
-                continue
-            facts = tuple(
-                words.fact(device, Phase.ATTACH_FAILED, reason=reason, message=text, step=step)
-                for device in record.plan.devices
-            )
-            now = self.journal.get(record.uid)
-            if now is None or now.state is State.ATTACHED:
-                # Somebody else has got on with it meanwhile, and tells what became of it.
-                continue
-            try:
-                changed = self.journal.set_facts(record.uid, facts, state=now.state)
-            except JournalError as error:
-                LOG.warning("facts not recorded", extra=fields(claim=record.uid, error=error))
-                changed = replace(now, facts=facts)
-            if changed is not None:
-                with self._telling:
-                    self._outlets.facts(words.of_record(changed))
-        return HookError(text)
-
-    def refuse_conflicts(self, plan: ClaimPlan) -> None:
-        """Refuse a plan with a device that another claim has (raises ConflictError)."""
-        for device in plan.devices:
-            for other in self.journal.of_device(device.key.device):
-                if other.uid != plan.ref.uid and any(device.excludes(theirs) for theirs in other.plan.devices):
-                    raise ConflictError(device, other)

@@ -14,7 +14,7 @@ from nri_dranet.claims.lifecycle import State
 from nri_dranet.claims.model import ClaimRef, PodRef
 from nri_dranet.claims.plan import ClaimPlan, DeviceKind, RdmaPlan
 from nri_dranet.reconcile.hooktypes import ContainerRef, HookError
-from nri_dranet.reconcile.keeper import ConflictError
+from nri_dranet.reconcile.judge import ConflictError
 from nri_dranet.reconcile.locks import DeviceBusyError
 
 if TYPE_CHECKING:

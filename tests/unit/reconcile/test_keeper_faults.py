@@ -350,7 +350,7 @@ def test_a_refusal_says_nothing_of_a_claim_that_got_on_meanwhile(bench: Bench) -
     """A hook that gives up must not tell of a claim that another one has attached since that it failed."""
     old = bench.keeper.prepare(bench.plan())
     bench.run()
-    bench.keeper._refused([old], old.plan.pods[0], "AttachFailed", "too late")
+    bench.keeper.judge.refused([old], old.plan.pods[0], "AttachFailed", "too late")
     assert row(bench).state is State.ATTACHED
     assert row(bench).facts[0].phase is Phase.ATTACHED
     assert bench.phase() is Phase.ATTACHED
