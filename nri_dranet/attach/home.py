@@ -93,12 +93,16 @@ class Homeward:
         if found.place is Place.NOWHERE or found.link is None:
             return False, [found.word or _nowhere(plan, self._pod)]
         problems: list[str] = []
-        now = found.link.index
+        now, fresh = found.link.index, False
         if found.place is Place.POD and self._pod is not None:
-            now = self._leave(plan, wanted.link, self._pod, found.link, problems)
+            now, fresh = self._leave(plan, wanted.link, self._pod, found.link, problems), True
             if not now:
-                return False, problems
-        fresh = found.place is Place.POD
+                # The namespace may have ended meanwhile, so that the kernel brought it home.
+                arrived = locate.find(plan, self._host, self._pod)
+                if arrived.place is not Place.HOST or arrived.link is None:
+                    return False, problems
+                now, fresh = arrived.link.index, False
+                problems.clear()
         problems += restore.restore(
             self._host, self._netns, wanted, now, ethtool=self._ethtool, kept=self._kept, fresh=fresh
         )

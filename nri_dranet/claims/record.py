@@ -28,8 +28,7 @@ class ClaimRecord:
     """One claim: its plan, where it stands in its life, who holds it, what is known of its devices.
 
     ``successor`` is the plan of the next allocation of the same claim, made while a former pod still holds this one
-    (kubelet does not call Prepare for it). ``prepared`` is False for a claim that a watch saw but kubelet has not
-    prepared.
+    (kubelet does not call Prepare for it).
     """
 
     plan: ClaimPlan
@@ -37,7 +36,6 @@ class ClaimRecord:
     holder: Holder | None = None
     facts: tuple[DeviceFacts, ...] = ()
     successor: ClaimPlan | None = None
-    prepared: bool = True
     boot_id: str = ""
 
     @property

@@ -131,9 +131,9 @@ class Keeper:
                 record = ClaimRecord(plan=plan, facts=words.facts(plan, Phase.PREPARED))
             elif old.plan.allocation_hash == plan.allocation_hash:
                 kept = replace(old.plan, pods=plan.pods, listed_by=plan.listed_by, pod_claim_name=plan.pod_claim_name)
-                record = replace(old, plan=kept, successor=None, prepared=True)
+                record = replace(old, plan=kept, successor=None)
             else:
-                record = replace(old, successor=plan, prepared=True)
+                record = replace(old, successor=plan)
             record = self.journal.put(record)
         self._outlets.held()
         self.tell(record)

@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-COLUMNS = "uid, namespace, name, state, boot_id, prepared, plan, holder, facts, successor"
+COLUMNS = "uid, namespace, name, state, boot_id, plan, holder, facts, successor"
 """Of a row of ``claims``."""
+_COLUMNS_OF_1 = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,7 +333,7 @@ class Journal:
     def _restore(self, row: Sequence[object]) -> bool:
         """Take a claim in from the copy of its row; False when that cannot be read, or is of another boot."""
         try:
-            record = record_of(row)
+            record = record_of(_of_this_version(row))
         except (codec.DecodeError, ValueError) as error:
             LOG.warning("the copy of a claim's row cannot be read", extra=fields(error=error))
             return False
@@ -347,7 +348,7 @@ class Journal:
 
     def _insert(self, record: ClaimRecord) -> None:
         self._connection.execute(
-            f"INSERT OR REPLACE INTO claims ({COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?)",  # noqa: S608 - a constant
+            f"INSERT OR REPLACE INTO claims ({COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?)",  # noqa: S608 - a constant
             _row(record),
         )
 
@@ -385,7 +386,6 @@ def _row(record: ClaimRecord) -> tuple[object, ...]:
         record.ref.name,
         record.state.value,
         record.boot_id,
-        int(record.prepared),
         codec.dumps(record.plan),
         codec.dumps(record.holder) if record.holder else None,
         codec.dumps(record.facts),
@@ -393,9 +393,14 @@ def _row(record: ClaimRecord) -> tuple[object, ...]:
     )
 
 
+def _of_this_version(copy: Sequence[object]) -> Sequence[object]:
+    """Give a copy the columns that rows have now: one of version 1 has ``prepared`` at the sixth place."""
+    return [*copy[:5], *copy[6:]] if len(copy) == _COLUMNS_OF_1 else copy
+
+
 def record_of(row: Sequence[object]) -> ClaimRecord:
     """Return the claim of a row (raises DecodeError, also for a plan of another version)."""
-    _, _, _, state, boot_id, prepared, plan, holder, facts, successor = row
+    _, _, _, state, boot_id, plan, holder, facts, successor = row
     decoded = codec.loads(ClaimPlan, str(plan))
     if decoded.version != PLAN_VERSION:
         raise codec.DecodeError(f".version: {decoded.version} is not {PLAN_VERSION}")
@@ -405,6 +410,5 @@ def record_of(row: Sequence[object]) -> ClaimRecord:
         holder=codec.loads(Holder, str(holder)) if holder is not None else None,
         facts=codec.loads(tuple[DeviceFacts, ...], str(facts)),
         successor=codec.loads(ClaimPlan, str(successor)) if successor is not None else None,
-        prepared=bool(prepared),
         boot_id=str(boot_id),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-VERSION = 1
+VERSION = 2
 
 STEPS: tuple[str, ...] = (
     """
@@ -31,5 +31,7 @@ STEPS: tuple[str, ...] = (
         set_aside REAL NOT NULL
     ) STRICT;
     """,
+    # It told claims that kubelet had prepared from those that a watch had seen; nobody asked for it.
+    "ALTER TABLE claims DROP COLUMN prepared;",
 )
 """``STEPS[n]`` takes a journal of version n to n + 1 (``PRAGMA user_version``)."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nri_dranet.attach.engine import Place
+from nri_dranet.attach.engine import Engine, Place
 from nri_dranet.attach.snapshot import take_snapshot
 from nri_dranet.claims.facts import ObservedInterface
 from nri_dranet.netlink.namespaces import NetNs
@@ -268,6 +268,26 @@ def test_came_home_by_itself(full: Any) -> None:
     full.pod("link", "set", "net1", "netns", full.host_name)
     assert full.engine.where(plan, None).link.name == "net1"
     (outcome,) = full.engine.detach([plan], None, hints={})
+    assert outcome.home
+    assert outcome.problems == ()
+    assert not full.changes(before)
+
+
+def test_comes_home_by_itself_while_it_is_brought(full: Any) -> None:
+    """The kernel brings it home between the look and the move, as when the pod's namespace ends: it is restored."""
+    before = full.state()
+    plan = _plan(full, mtu=1300, hardware_address="02:00:00:00:00:07")
+    full.attach(plan)
+
+    class Racing(RtnlSocket):
+        def exchange(self, requests: Any, *, timeout: float = 10.0) -> Any:
+            if any(request.label.startswith("move link") for request in requests) and "net1" in full.pod("link"):
+                full.pod("link", "set", "net1", "netns", full.host_name)
+            return super().exchange(requests, timeout=timeout)
+
+    engine = Engine(host_netns=full.host_netns, connect=Racing)
+    (outcome,) = engine.detach([plan], full.pod_netns, hints={})
+    engine.close()
     assert outcome.home
     assert outcome.problems == ()
     assert not full.changes(before)

@@ -12,6 +12,7 @@ from nri_dranet.claims.record import ClaimRecord
 from nri_dranet.store.database import JournalError
 from nri_dranet.store.journal import Journal
 from nri_dranet.store.reading import read_records
+from nri_dranet.store.schema import VERSION
 
 MakeRecord = Callable[..., ClaimRecord]
 
@@ -84,5 +85,5 @@ def test_a_path_with_odd_letters(tmp_path: Path, make_record: MakeRecord) -> Non
     assert len(read_records(path, "boot-1")[0]) == 1
     journal.close()
     with sqlite3.connect(path) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (VERSION,)
     connection.close()
