@@ -84,9 +84,9 @@ class DhcpServer:
         with self._changed:
             return [each.kind for each in self.asked]
 
-    def wait_for(self, kind: Kind, count: int = 1) -> list[Message]:
+    def wait_for(self, kind: Kind, count: int = 1, *, patience: float = _PATIENCE) -> list[Message]:
         """Wait until so many messages of a kind have come; return them."""
-        end = time.monotonic() + _PATIENCE
+        end = time.monotonic() + patience
         with self._changed:
             while len(found := [each for each in self.asked if each.kind is kind]) < count:
                 assert self._changed.wait(end - time.monotonic()), f"no {count} {kind.name}: {self.asked}"
