@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nri_dranet.api.document import keep_repeated
 from nri_dranet.claims.model import ClaimRef
-from nri_dranet.kube.listwatch import DELETED, SYNC, Closer, watch
+from nri_dranet.kube.listwatch import DELETED, SYNC, Closer, Turnstile, watch
 from nri_dranet.kube.resources import claims_path
 from nri_dranet.telemetry.logs import fields
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from nri_dranet.kube.client import KubeClient
 
 LOG = logging.getLogger(__name__)
+
+REQUESTS_A_SECOND: Final = 100
+"""What all watches together ask at most, at the start and when the API server comes back."""
 
 PERIOD: Final = 30.0
 """Seconds between two tellings of a claim that is gone and still held."""
@@ -58,6 +61,7 @@ class HeldClaims:
         self._held = held
         self._on_claim = on_claim
         self._watches: dict[str, _Watch] = {}
+        self._turnstile = Turnstile(1 / REQUESTS_A_SECOND)
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="held-claims", daemon=True)
@@ -112,7 +116,15 @@ class HeldClaims:
         ref = each.ref
         path = claims_path(ref.namespace)
         named = f"metadata.name={ref.name}"
-        for event in watch(self._client, path, field_selector=named, closer=each.closer, members=keep_repeated):
+        events = watch(
+            self._client,
+            path,
+            field_selector=named,
+            closer=each.closer,
+            members=keep_repeated,
+            turnstile=self._turnstile,
+        )
+        for event in events:
             if each.closer.stop.is_set():
                 return
             if event.type == SYNC:

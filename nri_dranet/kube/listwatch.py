@@ -105,12 +105,18 @@ class _Pace:
     _lock: ClassVar[threading.Lock] = threading.Lock()
     _failed: ClassVar[Counter[str]] = Counter()
 
-    def __init__(self, kind: str, selector: str, closer: Closer) -> None:
+    def __init__(self, kind: str, selector: str, closer: Closer, turnstile: Turnstile | None = None) -> None:
         self._kind = kind
         self._selector = selector
         self._closer = closer
+        self._turnstile = turnstile
         self._pause = _FIRST_PAUSE
         self._failing = False
+
+    def turn(self) -> None:
+        """Wait until it is this watch's turn to ask."""
+        if self._turnstile is not None:
+            self._turnstile.pass_through(self._closer.stop)
 
     def works(self) -> None:
         """The server answers, or nobody asks any more."""
@@ -150,6 +156,25 @@ class _Pace:
         self._pause = min(self._pause * 2, _LONGEST_PAUSE)
 
 
+class Turnstile:
+    """Lets many watches ask one after the other, so that all of them together do not storm the server. Thread-safe."""
+
+    def __init__(self, seconds: float) -> None:
+        """Let one pass every so many seconds."""
+        self._seconds = seconds
+        self._lock = threading.Lock()
+        self._free_at = 0.0
+
+    def pass_through(self, stop: threading.Event) -> None:
+        """Wait for the next turn, or until ``stop`` is set."""
+        with self._lock:
+            now = time.monotonic()
+            at = max(now, self._free_at)
+            self._free_at = at + self._seconds
+        if at > now:
+            stop.wait(at - now)
+
+
 def watch(
     client: KubeClient,
     path: str,
@@ -158,6 +183,7 @@ def watch(
     closer: Closer,
     keep: Keep = dict,
     members: Members | None = None,
+    turnstile: Turnstile | None = None,
 ) -> Iterator[WatchEvent]:
     """Give the list as it is, then every change, for ever.
 
@@ -171,8 +197,9 @@ def watch(
         closer: ends it.
         keep: reduces an object to what is used of it, so that a long list needs little memory.
         members: makes each JSON object from its members, for who must see those that stand there twice.
+        turnstile: passed before each request; None: none.
     """
-    pace = _Pace(kind_of(path), field_selector, closer)
+    pace = _Pace(kind_of(path), field_selector, closer, turnstile)
     try:
         while not closer.stop.is_set():
             try:
@@ -202,6 +229,7 @@ def _follow(  # noqa: PLR0917 - the parts of a watch
 ) -> Iterator[WatchEvent]:
     """List, then follow on one connection after the other."""
     selector = {"fieldSelector": field_selector} if field_selector else {}
+    pace.turn()
     version, items = client.items(path, selector, keep=keep, members=members)
     pace.works()
     yield WatchEvent(SYNC, objects=tuple(items))
@@ -245,6 +273,7 @@ def _connection(  # noqa: PLR0917 - the parts of a watch
     members: Members | None,
 ) -> Iterator[Mapping[str, Any]]:
     """Give the lines of one response until the server ends it."""
+    pace.turn()
     try:
         response = client.stream(path, params, read_timeout=_SILENCE)
     except ApiError as error:

@@ -34,6 +34,9 @@ LOG = logging.getLogger(__name__)
 
 WORKERS: Final = 4
 
+WRITES_A_SECOND: Final = 50
+"""How many claims are taken up at most, so that a node with many claims does not storm the API server."""
+
 PREPARED_DELAY: Final = 2.0
 """A claim that is only prepared is mostly attached a moment later: that one write is enough."""
 
@@ -154,6 +157,7 @@ class StatusWriter:
         self._away = False
         self._away_pause = _FIRST_PAUSE
         self._probe_at = 0.0
+        self._next_at = 0.0
         self._threads = [threading.Thread(target=self._work, name=f"status-{i}", daemon=True) for i in range(workers)]
 
     def start(self) -> None:
@@ -300,6 +304,7 @@ class StatusWriter:
                 at = self._when(first)
                 if first is not None and at <= now:
                     first.busy, first.dirty = True, False
+                    self._next_at = max(now, self._next_at) + 1 / WRITES_A_SECOND
                     return first
                 self._changed.wait(None if at == float("inf") else at - now)
 
@@ -310,7 +315,7 @@ class StatusWriter:
         if self._stopping:
             return 0.0 if first.pause == _FIRST_PAUSE else min(first.due, self._drained_by)
         if not self._away:
-            return first.due
+            return max(first.due, self._next_at)
         if any(entry.busy for entry in self._entries.values()):
             return float("inf")
         return max(first.due, self._probe_at)

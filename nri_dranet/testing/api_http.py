@@ -52,6 +52,7 @@ class Request:
         content_type: The body's type.
         status: The answer's HTTP status; 0: the connection was closed instead.
         user: Who asked.
+        at: When it was answered (monotonic).
     """
 
     method: str
@@ -60,6 +61,7 @@ class Request:
     content_type: str
     status: int
     user: str
+    at: float = 0.0
 
 
 @dataclass(slots=True)
@@ -240,7 +242,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _note(self, status: int) -> None:
         """Remember the request, before the client has its answer."""
-        self.server.requests.append(replace(self._request, status=status))
+        self.server.requests.append(replace(self._request, status=status, at=time.monotonic()))
 
     def _send(self, code: int, body: Any, retry_after: int | None = None) -> None:
         self._note(code)
