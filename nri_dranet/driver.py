@@ -247,9 +247,7 @@ class Driver:
             await self._succeed()
         self._start_background(
             self._preparer.retries,
-            self._held,
-            self._writer,
-            self._rebuilder,
+            *(self._held, self._writer, self._rebuilder),
             self._slices,
             self._evictor,
             self._reconciler,
@@ -369,7 +367,8 @@ class Driver:
         self._journal = Journal(self._options.journal, BOOT_ID.read_text(encoding="ascii").strip())
         self._recording.callback(self._journal.close)
         self._compose()
-        self._inventory.subscribe(self._preparer.retries.wake)
+        for changed in (self._preparer.retries.wake, self._reconciler.links_changed):
+            self._inventory.subscribe(changed)
         self._tell_journal()
         self._health_book.note(*(words.of_record(record) for record in self._journal.records()))
         self._held_open.callback(self._keeper.namespaces.close)

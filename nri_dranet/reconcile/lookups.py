@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from nri_dranet.claims.plan import DeviceKind
 from nri_dranet.receipt.receipts import receipt_id
 
 if TYPE_CHECKING:
@@ -32,6 +33,11 @@ def all_names(records: Iterable[ClaimRecord]) -> set[str]:
 def keys(record: ClaimRecord) -> set[DeviceKey]:
     """Return the keys of a claim's devices."""
     return {device.key for device in record.plan.devices}
+
+
+def may_return(device: DevicePlan) -> bool:
+    """Tell whether the kernel brings a device home when the namespace that it is in ends: hardware; others end too."""
+    return device.kind is DeviceKind.INTERFACE and device.host is not None and not device.host.link.kind
 
 
 def elsewhere(holder: Holder, sandbox: SandboxRef) -> bool:

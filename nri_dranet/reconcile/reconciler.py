@@ -1,8 +1,8 @@
 """The reconciler: compares journal, kernel and runtime, and puts right what they disagree on.
 
 A dead process, a lost event or a vanished sandbox leave such differences.
-It runs after the runtime has listed its sandboxes, whenever something asks for it, and slowly all the time. It judges
-nothing before the runtime has spoken: an unknown sandbox is not a dead one.
+It runs after the runtime has listed its sandboxes, whenever something asks for it, when the node's links change, and
+slowly all the time. It judges nothing before the runtime has spoken: an unknown sandbox is not a dead one.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ LOG = logging.getLogger(__name__)
 
 PERIOD: Final = 30.0
 """Seconds between two comparisons when nothing asks for one."""
+
+LINKS_PAUSE: Final = 1.0
+"""Seconds between two comparisons that only links asked for: a storm of events is not a storm of comparisons."""
 
 ATTACH_SECONDS: Final = 10.0
 """What a late attach may take: no runtime waits for it."""
@@ -76,6 +79,8 @@ class Reconciler:
         self._end = end
         self._told: set[str] = set()
         self._without: dict[str, str] = {}
+        self._compared = 0.0
+        self._links = False
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
@@ -94,6 +99,12 @@ class Reconciler:
     def wake(self) -> None:
         """Ask for a comparison soon. Never blocks."""
         self._wake.set()
+
+    def links_changed(self) -> None:
+        """The node's interfaces have changed: one may have come home. Never blocks."""
+        self._links = True
+        if time.monotonic() - self._compared > LINKS_PAUSE:
+            self._wake.set()
 
     def sweep(self) -> None:
         """Compare everything once. Never raises: a claim that cannot be judged now is judged next time."""
@@ -115,7 +126,32 @@ class Reconciler:
             except Exception:  # one claim that cannot be judged must not keep the others from it
                 LOG.exception("claim cannot be put right", extra=fields(claim=record.uid))
         self._without = {uid: pod for uid, pod in self._without.items() if self._keeper.journal.get(uid) is not None}
+        self._look_for_strays()
         self._sweep_receipts()
+
+    def _look_for_strays(self) -> None:
+        """Restore devices that were nowhere when they should have come home, and are on the host now."""
+        journal = self._keeper.journal
+        for device in journal.strays():
+            name = device.key.device
+            if any(record.held or device not in record.plan.devices for record in journal.of_device(name)):
+                # It is known again, and who uses it now must not lose it; it is judged when that has ended.
+                continue
+            try:
+                with self._keeper.locks.hold({name}, until=time.monotonic() + _LOCK_SECONDS):
+                    (outcome,) = self._engine.detach([device], None, hints={})
+                    if outcome.home:
+                        journal.remove_stray(name)
+            except (DeviceBusyError, JournalError) as error:
+                LOG.warning("a missing device is looked for later", extra=fields(device=device.label, error=error))
+                continue
+            if outcome.home:
+                metrics.RECONCILE_ACTIONS.labels("came home late").inc()
+                problems = "; ".join(outcome.problems) or None
+                LOG.warning(
+                    "a device that was missing came home and was restored",
+                    extra=fields(device=device.label, problems=problems),
+                )
 
     def _tell_once(self, uid: str) -> None:
         """Tell the facts of a claim once in this life, also when they are as recorded.
@@ -134,10 +170,12 @@ class Reconciler:
         # A receipt that outlived its claim (a reboot, a lost journal row) must not wait for the runtime to come.
         self._sweep_receipts()
         while not self._stop.is_set():
-            self._wake.wait(self._period)
+            self._wake.wait(LINKS_PAUSE if self._links else self._period)
             self._wake.clear()
+            self._links = False
             if not self._stop.is_set():
                 self.sweep()
+                self._compared = time.monotonic()
 
     def _judge(self, record: ClaimRecord) -> None:
         sandbox = self._sandbox_of(record)

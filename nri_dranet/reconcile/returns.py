@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from nri_dranet.claims.facts import DeviceFacts
     from nri_dranet.claims.model import DeviceKey
+    from nri_dranet.claims.plan import DevicePlan
     from nri_dranet.claims.record import Holder
     from nri_dranet.netlink.namespaces import NetNs
     from nri_dranet.reconcile.namespaces import Namespaces
@@ -153,7 +154,16 @@ class Returns:
                 (fact,) = self._engine.look([device], netns, hints)
                 if fact.phase is not Phase.LOST:
                     stuck[gone.key] = f"{device.label} is still in the pod's namespace: {text}"
+            if not gone.home and gone.key not in stuck and lookups.may_return(device):
+                self._expect(device)
         return problems, stuck
+
+    def _expect(self, device: DevicePlan) -> None:
+        """Keep what a device that is nowhere is owed: it may be in a namespace below the pod's, and come home yet."""
+        try:
+            self._journal.put_stray(device)
+        except JournalError as error:
+            LOG.warning("a missing device is not looked for", extra=fields(device=device.label, error=error))
 
     def _record_return(self, records: Sequence[ClaimRecord], problems: dict[str, str]) -> tuple[ClaimRecord, ...]:
         """Record that devices are home.

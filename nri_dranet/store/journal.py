@@ -18,7 +18,7 @@ from nri_dranet.claims import codec, lifecycle
 from nri_dranet.claims.facts import ClaimFacts, DeviceFacts
 from nri_dranet.claims.lifecycle import State
 from nri_dranet.claims.model import ClaimRef
-from nri_dranet.claims.plan import PLAN_VERSION, ClaimPlan
+from nri_dranet.claims.plan import PLAN_VERSION, ClaimPlan, DevicePlan
 from nri_dranet.claims.record import ClaimRecord, Holder
 from nri_dranet.store.copies import Copies
 from nri_dranet.store.database import JournalError, open_database
@@ -72,8 +72,10 @@ class Journal:
         self.quarantined: tuple[Quarantined, ...] = ()
         self.voided: tuple[ClaimRecord, ...] = ()
         self.restored: tuple[ClaimRef, ...] = ()
+        self._strays: dict[str, DevicePlan] = {}
         with self._transaction("read the journal"):
             self._load()
+            self._load_strays()
             if self.begun:
                 for row in self._copies.all():
                     self._restore(row)
@@ -239,6 +241,40 @@ class Journal:
         with self._lock, self._transaction("write the journal"):
             self._connection.execute("UPDATE statuses SET pending=pending WHERE 0")
 
+    # ---- devices that could not be brought home
+
+    def strays(self) -> tuple[DevicePlan, ...]:
+        """Return the devices that were nowhere when they should have come home, each with how it was on the host."""
+        with self._lock:
+            return tuple(self._strays.values())
+
+    def put_stray(self, plan: DevicePlan) -> None:
+        """Keep what a device is owed until it appears, also when its claim is released.
+
+        Raises:
+            JournalError: it could not be written; the journal is as before.
+        """
+        with self._lock:
+            with self._transaction(f"record that device {plan.label} is missing"):
+                self._connection.execute(
+                    "INSERT OR REPLACE INTO strays (device, boot_id, plan) VALUES (?,?,?)",
+                    (plan.key.device, self._boot_id, codec.dumps(plan)),
+                )
+            self._strays[plan.key.device] = plan
+
+    def remove_stray(self, device: str) -> None:
+        """Forget a device that has appeared, by its name in the ResourceSlice.
+
+        Raises:
+            JournalError: it could not be written; the journal is as before.
+        """
+        with self._lock:
+            if device not in self._strays:
+                return
+            with self._transaction("forget a device that was missing"):
+                self._connection.execute("DELETE FROM strays WHERE device=?", (device,))
+            del self._strays[device]
+
     # ---- statuses that wait to be written
 
     def put_status(self, facts: ClaimFacts) -> None:
@@ -329,6 +365,18 @@ class Journal:
         self.quarantined, self.voided = tuple(quarantined), tuple(voided)
         if voided:
             LOG.info("claims of an earlier boot dropped", extra=fields(claims=len(voided)))
+
+    def _load_strays(self) -> None:
+        for device, boot_id, text in self._connection.execute("SELECT device, boot_id, plan FROM strays").fetchall():
+            try:
+                plan = codec.loads(DevicePlan, text)
+            except codec.DecodeError as error:
+                self._set_aside(device, "strays", str(error), text)
+                plan = None
+            if plan is None or boot_id != self._boot_id:
+                self._connection.execute("DELETE FROM strays WHERE device=?", (device,))
+            else:
+                self._strays[device] = plan
 
     def _restore(self, row: Sequence[object]) -> bool:
         """Take a claim in from the copy of its row; False when that cannot be read, or is of another boot."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-VERSION = 2
+VERSION = 3
 
 STEPS: tuple[str, ...] = (
     """
@@ -33,5 +33,7 @@ STEPS: tuple[str, ...] = (
     """,
     # It told claims that kubelet had prepared from those that a watch had seen; nobody asked for it.
     "ALTER TABLE claims DROP COLUMN prepared;",
+    # Devices that were nowhere when they should have come home: owed to the host also after their claim is gone.
+    "CREATE TABLE strays (device TEXT PRIMARY KEY, boot_id TEXT NOT NULL, plan TEXT NOT NULL) STRICT;",
 )
 """``STEPS[n]`` takes a journal of version n to n + 1 (``PRAGMA user_version``)."""

@@ -36,6 +36,15 @@ def full(world: Any) -> Any:
     settings = ("ipv4.conf.n0.arp_ignore=1", "ipv4.conf.n0.forwarding=1", "ipv6.conf.n0.accept_ra=0")
     more = ("ipv4.conf.n0.rp_filter=2", "ipv6.conf.n0.forwarding=1", "ipv6.conf.n0.dad_transmits=3")
     world.in_host("sysctl", "-qw", *(f"net.{one}" for one in settings + more))
+    world.host("link", "set", "n0", "promisc", "on", "allmulticast", "on")
+    for command in (
+        "qdisc add dev n0 root handle 1: htb default 10",
+        "class add dev n0 parent 1: classid 1:10 htb rate 10mbit",
+        "filter add dev n0 parent 1: protocol ip prio 7 u32 match ip dport 80 0xffff flowid 1:10",
+        "qdisc add dev n0 clsact",
+        "filter add dev n0 ingress protocol all prio 5 u32 match u32 0 0 action mirred egress redirect dev lo",
+    ):
+        world.in_host("tc", *command.split())
     return world
 
 

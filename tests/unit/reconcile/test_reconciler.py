@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING
 
 from nri_dranet.claims.facts import Phase
 from nri_dranet.claims.lifecycle import State
+from nri_dranet.claims.model import ClaimRef
 from nri_dranet.reconcile.reconciler import Reconciler
+from nri_dranet.store.journal import Journal
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.unit.reconcile.conftest import Bench
 
 
@@ -139,6 +143,85 @@ def test_receipts_without_an_attached_claim_are_removed(bench: Bench) -> None:
     bench.keeper.synchronize([])
     bench.reconciler.sweep()
     assert bench.receipts.missing(record.plan)
+
+
+def _missing(bench: Bench, kind: str = "") -> None:
+    """Let a pod end whose device is nowhere: in a namespace below the pod's, or destroyed."""
+    plan = bench.plan()
+    host = plan.devices[0].host
+    assert host is not None
+    device = replace(plan.devices[0], host=replace(host, link=replace(host.link, kind=kind)))
+    bench.keeper.prepare(replace(plan, devices=(device,)))
+    bench.run()
+    bench.kernel.inside.clear()
+    bench.kernel.stuck_only = "eth1"
+    bench.keeper.synchronize([])
+    bench.stop()
+
+
+def test_a_device_that_was_nowhere_is_restored_when_it_comes_home(bench: Bench, tmp_path: Path) -> None:
+    """Also when its claim is released meanwhile, and by the next life: it has the name that it had in the pod."""
+    _missing(bench)
+    bench.keeper.unprepare(ClaimRef("default", "claim-u1", "u1"))
+    assert bench.keeper.journal.records() == ()
+    bench.kernel.calls.clear()
+    bench.reconciler.sweep()
+    assert bench.kernel.calls == ["detach eth1"]
+    assert [each.label for each in bench.keeper.journal.strays()] == ["eth1"]
+    again = Journal(tmp_path / "journal.db", "boot")
+    assert again.strays() == bench.keeper.journal.strays()
+    again.close()
+    bench.kernel.stuck_only = ""
+    bench.reconciler.sweep()
+    assert bench.keeper.journal.strays() == ()
+    bench.kernel.calls.clear()
+    bench.reconciler.sweep()
+    assert bench.kernel.calls == []
+
+
+def test_a_device_that_is_known_again_is_not_taken_from_who_uses_it(bench: Bench) -> None:
+    """It came home under another name and the next claim has it: it is restored once that has ended."""
+    _missing(bench)
+    bench.keeper.unprepare(ClaimRef("default", "claim-u1", "u1"))
+    bench.kernel.stuck_only = ""
+    bench.keeper.prepare(bench.plan("u2", pods=("p2",)))
+    bench.kernel.calls.clear()
+    bench.reconciler.sweep()
+    assert bench.kernel.calls == []
+    bench.keeper.unprepare(ClaimRef("default", "claim-u2", "u2"))
+    bench.reconciler.sweep()
+    assert bench.keeper.journal.strays() == ()
+
+
+def test_a_virtual_device_that_is_nowhere_is_not_expected(bench: Bench) -> None:
+    """The kernel destroys it together with the namespace that it is in."""
+    _missing(bench, "veth")
+    assert bench.keeper.journal.strays() == ()
+
+
+def test_strays_of_another_boot_are_forgotten(bench: Bench, tmp_path: Path) -> None:
+    """After a reboot every device is on the host as the host makes it."""
+    _missing(bench)
+    again = Journal(tmp_path / "journal.db", "another boot")
+    assert again.strays() == ()
+    again.close()
+
+
+def test_links_that_change_ask_for_a_comparison(bench: Bench) -> None:
+    """A device that comes home is an event; many of them in a row are one comparison a second."""
+    _missing(bench)
+    bench.reconciler.start()
+    try:
+        bench.kernel.stuck_only = ""
+        bench.reconciler.links_changed()
+        end = time.monotonic() + 20
+        while bench.keeper.journal.strays() and time.monotonic() < end:
+            bench.reconciler.links_changed()
+            time.sleep(0.01)
+        assert bench.keeper.journal.strays() == ()
+        assert bench.kernel.calls.count("detach eth1") < 30
+    finally:
+        bench.reconciler.stop()
 
 
 def test_the_thread_sweeps_when_it_is_woken_and_ends(bench: Bench) -> None:
