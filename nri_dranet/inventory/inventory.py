@@ -52,6 +52,9 @@ _PCI_PREFIX: Final = "pci-"
 _PORTS_SECONDS: Final = 0.5
 """Between two looks at the ports of RDMA devices."""
 
+_PORTS_SHARE: Final = 200
+"""Looking at RDMA ports takes one part of so many of the time, at most."""
+
 
 @dataclass(slots=True)
 class _Gathered:
@@ -272,8 +275,9 @@ class Inventory:
         now = time.monotonic()
         if not self._hardware.rdma or now < self._next_ports:
             return
-        self._next_ports = now + _PORTS_SECONDS
-        if not self._hardware.rdma_changed():
+        changed = self._hardware.rdma_changed()
+        self._next_ports = now + pause_between_looks(time.monotonic() - now)
+        if not changed:
             return
         with self._lock:
             self._hardware.look()
@@ -414,6 +418,14 @@ class Inventory:
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError, OSError):
             os.write(self._wake_write, b"x")
+
+
+def pause_between_looks(took: float) -> float:
+    """Return the seconds until the RDMA ports are looked at again, by how long the last look took.
+
+    A card may ask its firmware for each port's state: a node with many functions looks less often.
+    """
+    return max(_PORTS_SECONDS, took * _PORTS_SHARE)
 
 
 def _interface_of(entry: Published) -> str:

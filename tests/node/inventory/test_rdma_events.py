@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from nri_dranet.inventory.inventory import pause_between_looks
 from nri_dranet.netlink.nldev import NoRdmaError, RdmaEvent
 from nri_dranet.netlink.sockets import EventsLostError
 from nri_dranet.telemetry import metrics
@@ -169,3 +170,22 @@ def test_a_kernel_that_gets_rdma_later_is_heard_then(
     assert kernel.opened == 2
     node.inventory.stop()
     assert kernel.closed == 1
+
+
+def test_a_node_with_many_rdma_devices_looks_at_their_ports_less_often() -> None:
+    """Twice a second at most, and never more than a two hundredth of the time."""
+    assert pause_between_looks(0.0001) == pause_between_looks(0.0) == 0.5
+    assert pause_between_looks(0.04) == pytest.approx(8.0)
+
+
+def test_the_state_of_a_port_is_followed_without_any_event(
+    make_node: Callable[..., Any], kernel: Kernel, tree: Tree
+) -> None:
+    """The kernel announces none; there is no periodic scan here."""
+    tree.rdma("mlx5_0", "devices/pci0000:80/0000:81:00.0")
+    node = make_node(root=str(tree.root))
+    node.start()
+    assert node.value("pci-0000-81-00-0", "rdmaPortState") == "ACTIVE"
+    tree.write("devices/pci0000:80/0000:81:00.0/infiniband/mlx5_0/ports/1/state", "1: DOWN")
+    node.until(lambda: node.value("pci-0000-81-00-0", "rdmaPortState") == "DOWN")
+    assert kernel.opened == 1
