@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import strategies as st
 
 from nri_dranet.netlink.ethtool import Ethtool
+from tests.node.attach.documents import carry_out, documents
 from tests.node.attach.fields import CASES, Case, link, show
 from tests.node.attach.world import World, world
 from tests.vm.bed import FAR, run
@@ -23,6 +25,26 @@ pytestmark = pytest.mark.vm
 def test_a_field_does_what_it_says_and_leaves_nothing_behind(world: World, case: Case) -> None:
     """Links, addresses, routes of all tables, rules, neighbours, sysctls, features, queueing: one by one as before."""
     show(case, world)
+
+
+VRFS = st.fixed_dictionaries(
+    {"name": st.sampled_from(["red", "blue", "net1"])}, optional={"table": st.sampled_from([77, 100, 254, 4294967295])}
+)
+CHILDREN = st.one_of(
+    st.fixed_dictionaries({"type": st.just("ipvlan")}, optional={"mode": st.sampled_from(["l2", "l3", "l3s"])}),
+    st.fixed_dictionaries({"type": st.just("vlan"), "vlanID": st.sampled_from([1, 7, 4094])}),
+)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_plan_that_was_made_can_be_carried_out(world: World, shared: bool) -> None:
+    """Whole configurations with a VRF, and with children of the kinds that not every kernel has."""
+    world.veth("n0", "10.71.0.2/24", "fd71::2/64")
+    world.host("route", "add", "10.88.0.0/16", "via", "10.71.0.1", "dev", "n0", "metric", "7")
+    before = world.state()
+    wanted = documents(vrf=VRFS, subInterface=CHILDREN) if shared else documents(vrf=VRFS)
+    assert carry_out(world, wanted, shared=shared, examples=60) > 3
+    assert not world.changes(before)
 
 
 def test_private_flags_are_switched_in_the_pod_and_back_on_the_host(bed: Bed, world: World) -> None:
