@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 import errno
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -144,7 +145,7 @@ def _evidence(plan: DevicePlan, link: Link, index: int, *, in_pod: bool) -> int:
     own = plan.host.link
     if plan.kind is DeviceKind.CHILD and in_pod:
         # What is known of the parent says nothing of the child.
-        named = plan.pod is not None and link.name == plan.pod.name
+        named = plan.pod is not None and link.name in {plan.pod.name, spare_name(plan)}
         return named + 2 * (index != 0 and link.index == index)
     known = {own.index, own.index + SPARE_INDEX}
     # An index that the device was seen with in this very namespace is as good as two other facts.
@@ -153,6 +154,11 @@ def _evidence(plan: DevicePlan, link: Link, index: int, *, in_pod: bool) -> int:
     found += link.name in names
     addresses = {own.address} | ({plan.pod.hardware_address} if plan.pod and plan.pod.hardware_address else set())
     return found + bool(link.address and link.address in addresses)
+
+
+def spare_name(plan: DevicePlan) -> str:
+    """Return the name that a child has between its making and its renaming, the same one for each attach of a plan."""
+    return f"drc{hashlib.sha256(f'{plan.request} {plan.key}'.encode()).hexdigest()[:8]}"
 
 
 def _is_child(plan: DevicePlan, link: Link) -> bool:

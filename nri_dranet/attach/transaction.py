@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from nri_dranet.attach.kept import KeptPrograms
     from nri_dranet.attach.steps import Step
     from nri_dranet.claims.facts import DeviceFacts, ObservedInterface
-    from nri_dranet.claims.plan import DevicePlan, PodState, RdmaPlan, VrfPlan
+    from nri_dranet.claims.plan import DevicePlan, PodState, RdmaPlan, SubInterface, VrfPlan
     from nri_dranet.netlink.codec import Request
     from nri_dranet.netlink.model import Link, Route
     from nri_dranet.netlink.namespaces import NetNs
@@ -302,23 +302,35 @@ class Transaction:
         if made is None:
             raise ValueError(f"the plan of {plan.label} does not say which kind of child to make")
         self._step = f"make the {made.kind} {pod.name} on {survey.link.name}"
-        request = rtnl.new_link(
-            made.kind,
-            pod.name,
-            netns_fd=self._netns.fd,
-            lower=survey.link.index,
-            mode=made.mode,
-            vlan_id=made.vlan_id,
-            address=pod.hardware_address,
-        )
-        reply = self._host.batch([request], timeout=self._left())[0]
-        if reply.error is not None:
-            raise self._refused(plan, reply.error, "NameInUse" if reply.error.errno == errno.EEXIST else "ChildRefused")
+        error = self._new_child(survey, made, pod.name)
+        if error is not None and error.errno == errno.EEXIST and self._pod.link(name=pod.name) is None:
+            # Linux 6.12 looks for the name in the socket's namespace, where an interface of the node may have it.
+            spare = locate.spare_name(plan)
+            error = self._new_child(survey, made, spare)
+            child = self._pod.link(name=spare) if error is None else None
+            if child is not None:
+                error = self._pod.batch([rtnl.set_link(child.index, name=pod.name)], timeout=self._left())[0].error
+            elif error is not None:
+                raise self._refused(plan, error, "ChildRefused")
+        if error is not None:
+            raise self._refused(plan, error, "NameInUse" if error.errno == errno.EEXIST else "ChildRefused")
         link = self._pod.link(name=pod.name)
         if link is None:
             raise AttachError(plan.label, self._step, "ChildRefused", "the interface left the pod again at once")
         survey.index, survey.in_pod = link.index, True
         return Found(link=link)
+
+    def _new_child(self, survey: _Survey, made: SubInterface, name: str) -> NetlinkError | None:
+        request = rtnl.new_link(
+            made.kind,
+            name,
+            netns_fd=self._netns.fd,
+            lower=survey.link.index,
+            mode=made.mode,
+            vlan_id=made.vlan_id,
+            address=survey.pod.hardware_address,
+        )
+        return self._host.batch([request], timeout=self._left())[0].error
 
     def _settled(self, survey: _Survey) -> Found:
         """A device that a former, unfinished attach left in the pod: give it its name and see what it has."""

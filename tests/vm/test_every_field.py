@@ -27,6 +27,17 @@ def test_a_field_does_what_it_says_and_leaves_nothing_behind(world: World, case:
     show(case, world)
 
 
+@pytest.mark.parametrize("child", [{}, {"type": "ipvlan"}, {"type": "vlan", "vlanID": 7}], ids=str)
+def test_a_child_may_have_a_name_that_the_node_has(world: World, child: dict[str, Any]) -> None:
+    """Its parent's by default: this kernel looks for it on the node and refuses it at first."""
+    wanted = {"interface": {"subInterface": child}} if child else {}
+    show(Case((), wanted, lambda world: _is_kind(world, child.get("type", "macvlan")), shared=True), world)
+
+
+def _is_kind(world: World, kind: str) -> None:
+    assert link(world, "n0")["linkinfo"]["info_kind"] == kind
+
+
 VRFS = st.fixed_dictionaries(
     {"name": st.sampled_from(["red", "blue", "net1"])}, optional={"table": st.sampled_from([77, 100, 254, 4294967295])}
 )
@@ -43,7 +54,7 @@ def test_a_plan_that_was_made_can_be_carried_out(world: World, shared: bool) -> 
     world.host("route", "add", "10.88.0.0/16", "via", "10.71.0.1", "dev", "n0", "metric", "7")
     before = world.state()
     wanted = documents(vrf=VRFS, subInterface=CHILDREN) if shared else documents(vrf=VRFS)
-    assert carry_out(world, wanted, shared=shared, examples=60) > 3
+    assert carry_out(world, wanted, shared=shared, examples=30) > 3
     assert not world.changes(before)
 
 

@@ -11,8 +11,9 @@ import pytest
 
 from nri_dranet.attach import transaction
 from nri_dranet.attach.errors import AttachError
+from nri_dranet.attach.locate import is_device, spare_name
 from nri_dranet.attach.transaction import Transaction
-from nri_dranet.claims.plan import VrfPlan
+from nri_dranet.claims.plan import DeviceKind, SubInterface, VrfPlan
 from nri_dranet.netlink.codec import NetlinkError
 
 if TYPE_CHECKING:
@@ -155,6 +156,46 @@ def test_refused_move(make: Any, run: Run, kernel: Any, number: int, reason: str
         run(make.plan(), host, kernel())
     assert caught.value.reason == reason
     assert host.done[-1] == "home n0 0"
+
+
+CHILD = SubInterface(kind="macvlan", mode="bridge")
+
+
+def test_a_child_whose_name_the_node_has(make: Any, run: Run, kernel: Any) -> None:
+    """A kernel that looks for the name on the node refuses it: the child is made under another one and renamed."""
+    plan = make.plan(kind=DeviceKind.CHILD, sub_interface=CHILD)
+    spare = spare_name(plan)
+    host = kernel(("read link 7", make.link()), ("make macvlan net1", errno.EEXIST))
+    made = {"index": 31, "kind": "macvlan", "lower": 7, "lower_netnsid": 0}
+    pod = kernel(
+        ("read link net1", errno.ENODEV),
+        ("read link net1", errno.ENODEV),
+        (f"read link {spare}", make.link(name=spare, **made)),
+        ("read link net1", make.link(name="net1", **made)),
+        _read_back(make, 31),
+    )
+    (fact,) = run(plan, host, pod)
+    assert f"make macvlan {spare}" in host.done
+    assert "rename link 31 to net1" in pod.done
+    assert fact.interface.name == "net1"
+    assert is_device(plan, make.link(name=spare, **made), in_pod=True)
+
+
+@pytest.mark.parametrize("in_pod", [True, False])
+def test_a_child_that_is_there_already(make: Any, run: Run, kernel: Any, in_pod: bool) -> None:
+    """The name is the pod's, or it is not the name but, for one, a VLAN that the parent has."""
+    again, reason = (0, "NameInUse") if in_pod else (errno.EEXIST, "ChildRefused")
+    plan = make.plan(kind=DeviceKind.CHILD, sub_interface=CHILD)
+    host = kernel(
+        ("read link 7", make.link()),
+        ("make macvlan net1", errno.EEXIST),
+        (f"make macvlan {spare_name(plan)}", again or None),
+    )
+    there = make.link(name="net1", index=31) if in_pod else errno.ENODEV
+    pod = kernel(("read link net1", errno.ENODEV), ("read link net1", there))
+    with pytest.raises(AttachError) as caught:
+        run(plan, host, pod)
+    assert caught.value.reason == reason
 
 
 def test_device_vanishes_after_the_move(make: Any, run: Run, kernel: Any) -> None:
