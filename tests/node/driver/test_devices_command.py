@@ -7,7 +7,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
-from tests.node.driver.test_end_to_end import running
+from tests.node.driver.acts import running
 
 if TYPE_CHECKING:
     from nri_dranet.testing.stage import Stage

@@ -16,6 +16,7 @@ from nri_dranet.driver import BOOT_ID
 from nri_dranet.store.reading import read_records
 from nri_dranet.testing.runtime import RuntimeRefusedError
 from nri_dranet.testing.stage import Stage
+from tests.node.driver.acts import CONFIG, home, prepared, running
 from tests.node.driver.conftest import ip
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 MakeStage = Callable[..., Stage]
 
-CONFIG: dict[str, Any] = {"interface": {"name": "eth99", "addresses": ["169.254.169.13/32"]}}
 DOCUMENT: dict[str, Any] = {
     **CONFIG,
     "routes": [
@@ -31,24 +31,6 @@ DOCUMENT: dict[str, Any] = {
         {"destination": "169.254.169.1/32", "scope": 253},
     ],
 }
-
-
-def prepared(stage: Stage, nic: str, config: dict[str, Any] | None = None, *, claim: str = "c") -> StagedPod:
-    """Return a pod whose claim is allocated and prepared."""
-    stage.claim(claim, [CONFIG if config is None else config])
-    stage.allocate(claim, nic)
-    pod = stage.pod(f"pod-{claim}", claim)
-    (answer,) = stage.prepare(pod).values()
-    assert answer["error"] == ""
-    return pod
-
-
-def running(stage: Stage, nic: str, config: dict[str, Any] | None = None) -> StagedPod:
-    """Return a pod that has its interface, with its status written."""
-    pod = prepared(stage, nic, config)
-    stage.runtime.run_pod(pod.sandbox)
-    stage.wait_condition("c", "NetworkReady", "True")
-    return pod
 
 
 def entry(stage: Stage) -> dict[str, Any]:
@@ -324,12 +306,5 @@ def test_killed_during_a_detach_the_interface_comes_home(
     stop.join()
     stage.start_daemon()
     stage.wait_condition("c", "Ready", "False")
-    stage.wait_for(lambda: _same(host_state, nic, before), "the interface is home as it was")
+    home(stage, nic, host_state, before)
     assert receipts(stage) == []
-
-
-def _same(host_state: Callable[[str], Any], nic: str, before: Any) -> bool:
-    try:
-        return bool(host_state(nic) == before)
-    except (OSError, ValueError):
-        return False

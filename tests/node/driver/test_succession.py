@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,11 +13,11 @@ import pytest
 from nri_dranet.testing.kubelet import KubeletError
 from nri_dranet.testing.runtime import RuntimeRefusedError
 from nri_dranet.testing.stage import Stage
+from tests.node.driver.acts import CONFIG, error_of, home, running
 
 MakeStage = Callable[..., Stage]
 HostState = Callable[[str], Any]
 
-CONFIG: dict[str, Any] = {"interface": {"name": "eth99", "addresses": ["169.254.169.13/32"]}}
 FIRST, SECOND = "--pod-uid=6c9d1a4e-0000-4000-8000-000000000001", "--pod-uid=6c9d1a4e-0000-4000-8000-000000000002"
 STEPS = ("drain", "release", "active")
 
@@ -47,15 +46,14 @@ class Load:
         stage.claim(name, [CONFIG])
         stage.allocate(name, self._nic)
         pod = stage.pod(name, name)
-        (answer,) = stage.prepare(pod).values()
-        assert answer["error"] == ""
+        answer = stage.prepare(pod)
+        assert error_of(answer) == ""
         stage.runtime.run_pod(pod.sandbox)
-        cdi = [identity for device in answer["devices"] for identity in device["cdi"]]
+        cdi = [identity for each in answer.values() for device in each["devices"] for identity in device["cdi"]]
         stage.runtime.create_container(pod.sandbox, "app", cdi)
         assert "169.254.169.13/32" in pod.run("ip", "addr", "show", "dev", "eth99")
         stage.end_pod(pod)
-        (released,) = stage.unprepare(pod).values()
-        assert released["error"] == ""
+        assert error_of(stage.unprepare(pod)) == ""
 
     def go_on(self, more: int = 2) -> None:
         """Wait until so many more pods have come and gone."""
@@ -120,22 +118,11 @@ def works(stage: Stage, nic: str, name: str) -> None:
     load._one(name)
 
 
-def steady(stage: Stage, nic: str) -> Any:
-    """Return a pod that runs with the interface."""
-    stage.claim("steady", [CONFIG])
-    stage.allocate("steady", nic)
-    pod = stage.pod("steady", "steady")
-    stage.prepare(pod)
-    stage.runtime.run_pod(pod.sandbox)
-    stage.wait_condition("steady", "NetworkReady", "True")
-    return pod
-
-
 @pytest.mark.parametrize("step", STEPS)
 def test_the_newer_instance_dies_while_it_takes_over(first: Stage, nic: str, host_state: HostState, step: str) -> None:
     """The former one works again: a running pod keeps its interface and gives it back, and the next pod gets it."""
     before = host_state(nic)
-    pod = steady(first, nic)
+    pod = running(first, nic, claim="steady")
     former = first._daemon
     first.start_successor(SECOND)
     wait_said(first, f"ask={step}")
@@ -144,7 +131,7 @@ def test_the_newer_instance_dies_while_it_takes_over(first: Stage, nic: str, hos
     first.wait_ready()
     assert "169.254.169.13/32" in pod.run("ip", "addr", "show", "dev", "eth99")
     first.end_pod(pod)
-    first.wait_for(lambda: same(host_state, nic, before), "the interface is home as it was")
+    home(first, nic, host_state, before)
     first.unprepare(pod)
     works(first, nic, "next")
     assert host_state(nic) == before
@@ -154,14 +141,14 @@ def test_the_newer_instance_dies_while_it_takes_over(first: Stage, nic: str, hos
 def test_the_former_instance_dies_while_it_hands_over(first: Stage, nic: str, host_state: HostState, step: str) -> None:
     """The newer one finds the lock free and works."""
     before = host_state(nic)
-    pod = steady(first, nic)
+    pod = running(first, nic, claim="steady")
     first.start_successor(SECOND)
     wait_said(first, f"ask={step}")
     first.stop_former(signal.SIGKILL)
     first.wait_ready()
     assert "169.254.169.13/32" in pod.run("ip", "addr", "show", "dev", "eth99")
     first.end_pod(pod)
-    first.wait_for(lambda: same(host_state, nic, before), "the interface is home as it was")
+    home(first, nic, host_state, before)
     first.unprepare(pod)
     works(first, nic, "next")
     assert host_state(nic) == before
@@ -204,7 +191,7 @@ def test_f16_an_instance_without_this_protocol_is_followed_by_the_lock(
     stage = make_stage()
     stage.start_daemon()
     stage.wait_ready()
-    pod = steady(stage, nic)
+    pod = running(stage, nic, claim="steady")
     next(stage.kubelet_root.rglob("journal.db.sock")).unlink()
     stage.start_successor(*flags)
     wait_said(stage, "another instance works process=")
@@ -225,11 +212,3 @@ def test_sockets_of_dead_instances_are_removed(first: Stage, nic: str) -> None:
     second = SECOND.partition("=")[2]
     assert names == [f"dra-{second}.sock", f"dra.net-{second}-reg.sock", "journal.db.sock"]
     works(first, nic, "next")
-
-
-def same(host_state: HostState, nic: str, before: Any) -> bool:
-    """Tell whether the interface is on the host as it was."""
-    try:
-        return bool(host_state(nic) == before)
-    except (OSError, ValueError, subprocess.CalledProcessError):
-        return False

@@ -15,37 +15,13 @@ import pytest
 
 from nri_dranet.testing.runtime import RuntimeRefusedError
 from nri_dranet.testing.stage import RESOURCE_API, Stage
+from tests.node.driver.acts import CONFIG, error_of, events, home, prepared, restarted, running
 
 if TYPE_CHECKING:
     from nri_dranet.testing.stage import StagedPod
 
 MakeStage = Callable[..., Stage]
 HostState = Callable[[str], Any]
-
-CONFIG: dict[str, Any] = {"interface": {"name": "eth99", "addresses": ["169.254.169.13/32"]}}
-
-
-def prepared(stage: Stage, nic: str, *, claim: str = "c", config: dict[str, Any] | None = None) -> StagedPod:
-    """Return a pod whose claim is allocated and prepared."""
-    stage.claim(claim, [config or CONFIG])
-    stage.allocate(claim, nic)
-    pod = stage.pod(f"pod-{claim}", claim)
-    assert error_of(stage.prepare(pod)) == ""
-    return pod
-
-
-def running(stage: Stage, nic: str, *, claim: str = "c", config: dict[str, Any] | None = None) -> StagedPod:
-    """Return a pod that has its interface, with its status written."""
-    pod = prepared(stage, nic, claim=claim, config=config)
-    stage.runtime.run_pod(pod.sandbox)
-    stage.wait_condition(claim, "NetworkReady", "True")
-    return pod
-
-
-def error_of(answer: dict[str, Any]) -> str:
-    """Return the error of an answer for one claim."""
-    (one,) = answer.values()
-    return str(one["error"])
 
 
 def ip(*arguments: str) -> None:
@@ -66,30 +42,7 @@ def edit_journal(stage: Stage, statement: str, *values: object) -> None:
     raw.close()
 
 
-def home(stage: Stage, nic: str, host_state: HostState, before: object) -> None:
-    """Wait until the interface is on the host as it was."""
-
-    def look() -> bool:
-        try:
-            return bool(host_state(nic) == before)
-        except subprocess.CalledProcessError:
-            return False
-
-    stage.wait_for(look, f"{nic} is home as it was")
-
-
-def restarted(stage: Stage) -> None:
-    """Start the daemon again and wait for it."""
-    stage.start_daemon()
-    stage.wait_ready()
-
-
 CLAIMS = "/apis/resource.k8s.io/v1/resourceclaims"
-
-
-def events(stage: Stage, word: str) -> list[dict[str, Any]]:
-    """Return the Events whose message or reason has a word."""
-    return [e for e in stage.api.objects("/api/v1/events") if word in e["message"] or word in e["reason"]]
 
 
 @pytest.fixture

@@ -16,18 +16,12 @@ import pytest
 
 from nri_dranet import bpf
 from nri_dranet.testing.stage import Stage
+from tests.node.driver.acts import CONFIG, error_of, events, prepared
 
 MakeStage = Callable[..., Stage]
 HostState = Callable[[str], Any]
 
-CONFIG: dict[str, Any] = {"interface": {"name": "eth99", "addresses": ["169.254.169.13/32"]}}
 SLICES = "/apis/resource.k8s.io/v1/resourceslices"
-
-
-def error_of(answer: dict[str, Any]) -> str:
-    """Return the error of an answer for one claim."""
-    (one,) = answer.values()
-    return str(one["error"])
 
 
 @pytest.fixture
@@ -57,9 +51,7 @@ def test_f13_folder_that_cannot_be_written_at_the_start(folder: tuple[Stage, Pat
     assert status == 503
     assert "[-]journal: " in text
     assert ("Read-only file system" if fault == "read-only" else "full") in text or "No space left" in text
-    stage.wait_for(
-        lambda: [e for e in stage.api.objects("/api/v1/events") if e["reason"] == "JournalUnusable"], "an Event"
-    )
+    stage.wait_for(lambda: events(stage, "JournalUnusable"), "an Event")
     assert stage.daemon_pid()
     if fault == "full":
         filler.unlink()
@@ -67,10 +59,7 @@ def test_f13_folder_that_cannot_be_written_at_the_start(folder: tuple[Stage, Pat
         subprocess.run(["mount", "-o", "remount,rw", str(state)], check=True)
     stage.wait_ready()
     stage.wait_for(lambda: nic in stage.devices(), "published")
-    stage.claim("c", [CONFIG])
-    stage.allocate("c", nic)
-    pod = stage.pod("pod-c", "c")
-    assert error_of(stage.prepare(pod)) == ""
+    pod = prepared(stage, nic)
     stage.runtime.run_pod(pod.sandbox)
     assert "eth99" in pod.run("ip", "link")
     stage.end_pod(pod)
@@ -83,10 +72,7 @@ def test_f13_folder_that_cannot_be_written_at_the_start(folder: tuple[Stage, Pat
 def test_f18_hostile_names(stage: Stage, nic: str, host_state: HostState, name: str) -> None:
     """Of a device, a claim and a UID: refused in words or unknown; no file has such a name, no metric such a label."""
     before = host_state(nic)
-    stage.claim("c", [CONFIG])
-    stage.allocate("c", nic)
-    pod = stage.pod("pod-c", "c")
-    assert error_of(stage.prepare(pod)) == ""
+    pod = prepared(stage, nic)
     seen = _files(stage)
     for reference in [("default", name, "u1"), ("default", "c", name), (name, "c", "u2"), (name, name, name)]:
         assert error_of(stage.kubelet.prepare([reference]))
@@ -140,10 +126,7 @@ def test_f24_more_devices_than_a_slice_holds(make_stage: MakeStage) -> None:
             for value in device["attributes"].values():
                 assert len(str(value.get("string", ""))) <= 64
         assert "dra.net/alias" in stage.log.read_text()
-        stage.claim("c", [CONFIG])
-        stage.allocate("c", names[7])
-        pod = stage.pod("pod-c", "c")
-        assert error_of(stage.prepare(pod)) == ""
+        pod = prepared(stage, names[7])
         stage.runtime.run_pod(pod.sandbox)
         assert "eth99" in pod.run("ip", "link")
         stage.end_pod(pod)
@@ -187,10 +170,7 @@ def test_f27_pinned_program(stage: Stage, nic: str, pinned: Path, host_state: Ho
     before = host_state(nic)
     index = int(Path(f"/sys/class/net/{nic}/ifindex").read_text())
     assert [one.hook for one in bpf.programs(index)] == ["TCX ingress"]
-    stage.claim("c", [{"interface": {**CONFIG["interface"], "disableEbpfPrograms": detach}}])
-    stage.allocate("c", nic)
-    pod = stage.pod("pod-c", "c")
-    assert error_of(stage.prepare(pod)) == ""
+    pod = prepared(stage, nic, {"interface": {**CONFIG["interface"], "disableEbpfPrograms": detach}})
     stage.runtime.run_pod(pod.sandbox)
     (link,) = [one for one in bpf.links() if one.kind == "TCX"]
     assert bool(link.index) is not detach, "a link that was cut has no interface"
