@@ -7,6 +7,7 @@ of the status (``docs/user/status.md``).
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -150,19 +151,24 @@ def _network(data: Mapping[str, Any], condition: Mapping[str, Any], link: Link) 
 
 def _addresses(link: Link) -> list[str]:
     """Return the addresses but the link-local one that the kernel makes by itself."""
-    own = _link_local(link["address"])
+    own = _link_locals(link["address"])
     return [
         str(ipaddress.ip_interface(f"{item['local']}/{item['prefixlen']}"))
         for item in link["addr_info"]
         # iproute2 names the kernel's own since 6.3 (IFAPROT_KERNEL_LL); before that it is known by its interface ID.
-        if item.get("protocol") != "kernel_ll" and item["local"] != own
+        if item.get("protocol") != "kernel_ll" and not own.fullmatch(item["local"])
     ]
 
 
-def _link_local(mac: str) -> str:
-    """Return the address that is made of a MAC (RFC 4291, appendix A); "" for other hardware addresses."""
+def _link_locals(mac: str) -> re.Pattern[str]:
+    """Match the addresses that are made of a MAC (RFC 4291, appendix A), and of that of an ipvlan, which has a number.
+
+    Source of the latter: ``addrconf_ifid_eui48`` of the kernel, for devices with a ``dev_id``.
+    """
     octets = bytes.fromhex(mac.replace(":", ""))
     if len(octets) != 6:
-        return ""
-    identifier = bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:]
-    return str(ipaddress.IPv6Address(b"\xfe\x80" + bytes(6) + identifier))
+        return re.compile("")
+    made = bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:]
+    numbered = (octets[:3] + number.to_bytes(2, "big") + octets[3:] for number in range(1, 256))
+    found = {str(ipaddress.IPv6Address(b"\xfe\x80" + bytes(6) + each)) for each in (made, *numbered)}
+    return re.compile("|".join(found))

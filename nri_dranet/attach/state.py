@@ -39,7 +39,19 @@ def kernel_link_local(address: Address, hardware_address: str) -> bool:
         return False
     if address.protocol:
         return address.protocol == _PROTO_KERNEL_LL
-    return bool(address.flags & _IFA_F_STABLE_PRIVACY) or address.address == eui64(hardware_address)
+    if address.flags & _IFA_F_STABLE_PRIVACY or address.address == eui64(hardware_address):
+        return True
+    return _numbered(address.address, hardware_address)
+
+
+def _numbered(address: str, hardware_address: str) -> bool:
+    """Tell whether an address is made as the kernel does for one of several devices with one hardware address (ipvlan).
+
+    Their number stands in the middle (``addrconf_ifid_eui48``).
+    """
+    parts = bytes.fromhex(hardware_address.replace(":", " "))
+    identifier = ipaddress.IPv6Address(address).packed[8:]
+    return len(parts) == 6 and identifier[:3] + identifier[5:] == parts
 
 
 def eui64(hardware_address: str) -> str:

@@ -68,9 +68,9 @@ class Node:
         shown = self.stage.devices()[device]["attributes"]
         return {name.removeprefix("dra.net/"): next(iter(value.values())) for name, value in shown.items()}
 
-    def taints(self, device: str) -> str:
-        """Return the taints of a published device."""
-        return ", ".join(taint["key"] for taint in self.stage.devices()[device].get("taints") or [])
+    def taints(self, device: str) -> list[str]:
+        """Return the keys of a published device's taints."""
+        return [taint["key"] for taint in self.stage.devices()[device].get("taints") or []]
 
     # what kubelet and the runtime do
 
@@ -159,7 +159,10 @@ class Node:
         def wrong() -> list[str]:
             return audit(self.stage.get_claim(pod.claims[0]), json.loads(pod.run("ip", "-j", "-d", "addr")))
 
-        self.stage.wait_for(lambda: not wrong(), "the status says what the pod has")
+        try:
+            self.stage.wait_for(lambda: not wrong(), "the status says what the pod has")
+        except Exception as error:
+            raise AssertionError("; ".join(wrong())) from error
 
     def events(self, word: str) -> list[str]:
         """Return the messages of the Events whose reason or message has a word."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.vm.bed import FAR, PARAMETERS, eventually, write
+from tests.vm.bed import FAR, PARAMETERS, eventually, run, write
 from tests.vm.daemon import READY, only, state_of, view
 
 if TYPE_CHECKING:
@@ -35,6 +35,40 @@ def test_what_the_node_has_is_published(bed: Bed, node: Node) -> None:
     assert (told["rdma"], told["pciAddress"]) == (True, bare)
     assert "ifName" not in told
     assert node.attributes(node.published("d0", "rxe0"))["rdma"]
+
+
+def test_software_rdma_that_comes_and_goes_is_followed(bed: Bed, node: Node) -> None:
+    """The slices follow an rxe device that is made, renamed and removed; no scan of the node comes meanwhile."""
+    bed.link("d0", "type", "dummy")
+    bed.up("d0")
+    device = node.published("d0")
+    assert node.attributes(device)["rdma"] is False
+    bed.rxe("rxe0", "d0")
+    node.published("d0", "rxe0")
+    run("rdma", "dev", "set", "rxe0", "name", "rxe7")
+    node.published("d0", "rxe7")
+    run("rdma", "link", "del", "rxe7")
+    node.stage.wait_for(lambda: node.attributes(device)["rdma"] is False, "the RDMA device gone from the slice")
+
+
+def test_a_port_follows_its_carrier_in_slices_and_taints(bed: Bed, node: Node) -> None:
+    """The peer of an rxe device's interface goes down and comes up again."""
+    bed.link("v0", "type", "veth", "peer", "name", "v0p")
+    for name in ("v0", "v0p"):
+        bed.up(name)
+    bed.rxe("rxe0", "v0")
+    device = node.published("v0", "rxe0")
+    assert says(node, device) == ("ACTIVE", set())
+    bed.up("v0p", up=False)
+    wanted = ("DOWN", {"dra.net/no-carrier", "dra.net/rdma-port-down"})
+    node.stage.wait_for(lambda: says(node, device) == wanted, "the port is down")
+    bed.up("v0p")
+    node.stage.wait_for(lambda: says(node, device) == ("ACTIVE", set()), "the port is up again")
+
+
+def says(node: Node, device: str) -> tuple[str, set[str]]:
+    """Return what the slices say of a device's port, and its taints."""
+    return node.attributes(device)["rdmaPortState"], set(node.taints(device))
 
 
 def test_shared_attach_moves_the_interface_alone(bed: Bed, node: Node) -> None:
@@ -73,8 +107,10 @@ def test_a_device_without_interface_is_ready_for_rdma_alone(bed: Bed, node: Node
     write(PARAMETERS / "state", "efa_0 1")
     entry = node.says(pod, {"Ready": ("False", "RDMAPortDown")})
     assert "efa_0" in entry["conditions"][0]["message"]
+    node.stage.kubelet.wait_health(lambda known: known["node", device].status == "Unhealthy")
     write(PARAMETERS / "state", "efa_0 4")
     node.says(pod, RDMA_READY)
+    node.stage.kubelet.wait_health(lambda known: known["node", device].status == "Healthy")
     node.stage.end_pod(pod)
     node.says(pod, {"Ready": ("False", "Detached")})
     node.release(pod)

@@ -21,37 +21,45 @@ pytestmark = pytest.mark.vm
 
 
 def test_netlink_and_sysfs_tell_the_same(bed: Bed) -> None:
-    """Names, GUIDs, states and character devices of software, Ethernet and InfiniBand devices."""
+    """Names, GUIDs, interfaces, states and character devices of software, RoCE, iWARP and InfiniBand devices."""
     bed.link("d0", "type", "dummy")
-    run("ip", "link", "set", "d0", "up")
-    run("modprobe", "rdma_rxe")
-    run("rdma", "link", "add", "rxe0", "type", "rxe", "netdev", "d0")
-    bed.stack.callback(run, "rdma", "link", "del", "rxe0", check=False)
+    bed.up("d0")
+    bed.rxe("rxe0", "d0")
     vf, address = bed.vf()
+    other, _ = bed.vf(1)
     bed.test_rdma("mlx5_0", vf)
-    bed.test_rdma("ib0dev", "-", "ib")
+    bed.test_rdma("irdma0", other, "iwarp")
+    bed.test_rdma("ib0dev", "-", "ib", ports=2)
+    write(PARAMETERS / "state", "ib0dev 2 2")
     sysfs = Sysfs()
     with RdmaSocket() as socket:
         assert socket.netns_mode() is NetnsMode.SHARED
         devices = {device.name: device for device in socket.devices()}
-        assert set(devices) == set(sysfs.rdma_names()) == set(rdma_links()) == {"rxe0", "mlx5_0", "ib0dev"}
+        assert set(devices) == set(sysfs.rdma_names()) == set(rdma_links()) == {"rxe0", "mlx5_0", "irdma0", "ib0dev"}
         for name, device in devices.items():
             told = sysfs.rdma_device(name)
             assert told is not None
             assert device.node_guid == told.node_guid
             assert device.firmware == told.firmware
-            (port,) = socket.ports(device.index)
-            (shown,) = told.ports
-            assert (port.port, port.state, port.physical_state) == (shown.number, shown.state, shown.physical_state)
+            ports = socket.ports(device.index)
+            assert len(ports) == device.ports
+            assert [(one.port, one.state, one.physical_state) for one in ports] == [
+                (one.number, one.state, one.physical_state) for one in told.ports
+            ]
+            assert [one.netdev for one in ports if one.netdev] == list(sysfs.rdma_interfaces(name))
+            assert device.protocol == {"rxe0": "roce", "mlx5_0": "roce", "irdma0": "iw", "ib0dev": "ib"}[name]
             wanted = {(one.name, one.major, one.minor) for one in sysfs.rdma_char_devices(name)}
             asked = [socket.char_device("uverbs", device.index), socket.char_device("rdma_cm")]
-            asked.append(socket.char_device("umad", device.index, 1))
+            # iWARP has no management datagrams.
+            mad = () if name == "irdma0" else range(1, device.ports + 1)
+            asked += [socket.char_device("umad", device.index, port) for port in mad]
             # Of issm the kernel tells in sysfs alone.
             found = {(one.name, one.major, one.minor) for one in asked if one}
             assert found == {each for each in wanted if not each[0].startswith("issm")}
             assert any(each[0].startswith("uverbs") for each in wanted)
     assert sysfs.rdma_interfaces("rxe0") == ("d0",)
     assert sysfs.rdma_interfaces("mlx5_0") == (vf,)
+    assert sysfs.rdma_interfaces("irdma0") == (other,)
     assert sysfs.rdma_interfaces("ib0dev") == ()
     told = sysfs.rdma_device("mlx5_0")
     assert told is not None
@@ -59,17 +67,23 @@ def test_netlink_and_sysfs_tell_the_same(bed: Bed) -> None:
 
 
 def test_each_interface_is_published_with_its_rdma_device(bed: Bed) -> None:
-    """By PCI function, by GIDs and by parent; a device without an interface stands for itself."""
+    """By PCI function, by its port, by GIDs, by the parent of software and by the port's GUID of IPoIB."""
     bed.link("d0", "type", "dummy")
-    run("ip", "link", "set", "d0", "up")
-    run("modprobe", "rdma_rxe")
-    run("rdma", "link", "add", "rxe0", "type", "rxe", "netdev", "d0")
-    bed.stack.callback(run, "rdma", "link", "del", "rxe0", check=False)
+    bed.link("d1", "type", "dummy")
+    for name in ("d0", "d1"):
+        bed.up(name)
+    bed.rxe("rxe0", "d0")
+    bed.test_rdma("siw0", "d1", "iwarp")
     vf, address = bed.vf()
     other, _ = bed.vf(1)
     bed.test_rdma("mlx5_0", vf)
+    run("modprobe", "ib_ipoib")
+    bed.test_rdma("hfi1_0", "-", "ib", ports=2)
+    eventually(lambda: {"ib0", "ib1"} <= links().keys(), "the interfaces of IPoIB, one a port")
     devices = {device.link.name: device for device in bed.devices().values() if device.link}
     assert devices["d0"].rdma == "rxe0"
+    assert devices["d1"].rdma == "siw0"
+    assert devices["ib0"].rdma == devices["ib1"].rdma == "hfi1_0"
     assert devices[vf].rdma == "mlx5_0"
     assert devices[vf].pci_address == address
     assert devices[other].rdma is None

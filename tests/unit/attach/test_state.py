@@ -33,6 +33,7 @@ def test_eui64_differs_for_each_address(raw: bytes) -> None:
     [
         (f"{state.eui64(MAC)}/64", {}, True),
         (f"{state.eui64(MAC)}/64", {"protocol": 3}, True),
+        ("fe80::200:5e00:110:1/64", {}, True),
         ("fe80::5/64", {"protocol": 3}, True),
         ("fe80::5/64", {"flags": 0x800}, True),
         ("fe80::5/64", {}, False),

@@ -20,6 +20,8 @@ LINK: dict[str, Any] = {
         {"local": "192.0.2.1", "prefixlen": 24},
         {"local": "fe80::ff:fe00:1", "prefixlen": 64},
         {"local": "fe80::1234", "prefixlen": 64, "protocol": "kernel_ll"},
+        # An ipvlan's.
+        {"local": "fe80::200:0:200:1", "prefixlen": 64},
     ],
 }
 DEVICE = {"driver": "dra.net", "pool": "node", "device": "eth1"}
