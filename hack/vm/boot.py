@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from hack.vm.image import Image
 
-SILENCE = 300.0
+SILENCE = 480.0
 """Seconds without a report after which a guest is taken for dead."""
 
 _CONSOLE_LINES = 60

@@ -15,7 +15,7 @@ mkdir -p /run/netns /run/lock /var/lib
 hostname guest
 ip link set lo up
 cd /project
-export PYTHONPATH=/usr/lib/site:/project NRI_DRANET_GUEST=1 NRI_DRANET_PATIENCE=5 NRI_DRANET_PREBUILT=/runtime PYTHONDONTWRITEBYTECODE=1
+export PYTHONPATH=/usr/lib/site:/project NRI_DRANET_GUEST=1 NRI_DRANET_PATIENCE=10 NRI_DRANET_PREBUILT=/runtime PYTHONDONTWRITEBYTECODE=1
 /usr/bin/python3 -m hack.vm.inside </dev/null
 sync
 reboot -f
