@@ -70,20 +70,27 @@ class Cluster:
             AssertionError: they are not; the text says what differs and what was done last.
         """
         try:
-            for name in names:
-                self.stage.wait_for(lambda name=name: self.host_state(name) == self.before[name], name)  # type: ignore[misc]
-        except (StageError, subprocess.CalledProcessError) as error:
-            now = {name: self.host_state(name) for name in names}
+            self.stage.wait_for(lambda: all(self._state(name) == self.before[name] for name in names), "as before")
+        except StageError as error:
+            now = {name: self._state(name) for name in names}
             different = {
-                name: {part: (self.before[name][part], now[name][part]) for part in now[name]}
-                for name in names
-                if now[name] != self.before[name]
+                name: {part: (self.before[name][part], state.get(part)) for part in self.before[name]}
+                for name, state in now.items()
+                if state != self.before[name]
             }
             raise AssertionError(f"not as before: {different}; last: {self.course[-4:]}") from error
+
+    def _state(self, name: str) -> dict[str, Any]:
+        """Return how an interface is on the host; empty: it is not there."""
+        try:
+            return self.host_state(name)
+        except subprocess.CalledProcessError:
+            return {}
 
     def kill(self) -> None:
         """Let the daemon die at this instruction, and start it again."""
         self.stage.stop_daemon(signal.SIGKILL)
+        self.stage.runtime.wait_for_loss()
         self.stage.start_daemon()
 
     def flap(self) -> None:
