@@ -61,10 +61,11 @@ bench: setup ## the numbers: hook, prepare, start, memory
 	@hack/packages iproute2 util-linux
 	@$(BIN)/python hack/bench.py $(ARGS)
 
-soak: setup ## thousands of pods with kills, runtime restarts, outages and link flaps (an hour); SEED=7 for another course
+soak: parts ## thousands of pods with kills, restarts, outages and link flaps (an hour; root, Go 1.26); SEED=7 for another course
 	@hack/packages iproute2 util-linux
 	NRI_DRANET_SOAK=$(PODS) NRI_DRANET_SOAK_SEED=$(SEED) hack/private \
 	  $(BIN)/python -m pytest -s tests/node/driver/faults/test_soak.py $(ARGS)
+	NRI_DRANET_SOAK_RUNTIME=50 NRI_DRANET_SOAK_SEED=$(SEED) $(BIN)/python -m pytest -s tests/runtime/test_soak.py -m runtime
 
 parts: setup ## build the real containerd, runc and CNI plugins from their Go modules, once, into the user's cache
 	@hack/packages iproute2 util-linux gcc libc6-dev pkgconf libseccomp-dev

@@ -69,7 +69,7 @@ class Node:
 
 
 class Rebuilder:
-    """Looks for claims without a record after each list of the runtime. A thread of its own."""
+    """Looks for claims without a record once in a life, after the runtime's first list. A thread of its own."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class Rebuilder:
         self._event = event
         self._compare = compare
         self._period = period
-        self._judged: set[tuple[str, str]] = set()
+        self._waiting: list[tuple[PodInfo, str]] | None = None
         self._lock = threading.Lock()
         self._published: dict[str, Mapping[str, Any]] | None = None if node.fresh else {}
         self._until = time.monotonic() + _KEPT_SECONDS
@@ -166,33 +166,36 @@ class Rebuilder:
         while not self._stop.is_set():
             self._wake.wait(None if self._done else self._period)
             self._wake.clear()
-            if self._stop.is_set():
-                return
+            if self._stop.is_set() or self._done:
+                continue
             try:
                 self._done = self.look()
             except Exception:  # the thread must live: it is tried again after the period
                 LOG.exception("claims without a record cannot be looked for now")
 
     def look(self) -> bool:
-        """Judge all pods that were not judged yet; False while something is still to be waited for."""
+        """Judge the pods of the first list; False while something is still to be waited for.
+
+        Those that come later are prepared by kubelet: a claim of theirs without a record was released.
+        """
         if not (self._keeper.sandboxes.synchronized and self._pods.listed):
             return False
-        done = True
-        for pod in self._pods.all():
-            running = self._keeper.sandboxes.of_pod(pod.uid)
-            if not running and not self._node.fresh:
-                continue
-            for name in dict.fromkeys(pod.claims.values()):
-                if (pod.uid, name) in self._judged or self._recorded(pod, name):
-                    continue
-                try:
-                    self._judge(pod, name, running[-1] if running else None)
-                except (ApiError, DeviceBusyError, JournalError, OSError) as error:
-                    LOG.info("a claim is judged later", extra=fields(claim=f"{pod.namespace}/{name}", error=error))
-                    done = False
-                else:
-                    self._judged.add((pod.uid, name))
-        return done
+        if self._waiting is None:
+            self._waiting = [(pod, name) for pod in self._pods.all() for name in dict.fromkeys(pod.claims.values())]
+        self._waiting = [(pod, name) for pod, name in self._waiting if not self._settled(pod, name)]
+        return not self._waiting
+
+    def _settled(self, pod: PodInfo, name: str) -> bool:
+        """Judge one claim of a pod; False: it cannot be judged now."""
+        running = self._keeper.sandboxes.of_pod(pod.uid)
+        if (not running and not self._node.fresh) or self._recorded(pod, name):
+            return True
+        try:
+            self._judge(pod, name, running[-1] if running else None)
+        except (ApiError, DeviceBusyError, JournalError, OSError) as error:
+            LOG.info("a claim is judged later", extra=fields(claim=f"{pod.namespace}/{name}", error=error))
+            return False
+        return True
 
     def _recorded(self, pod: PodInfo, name: str) -> bool:
         return any(
