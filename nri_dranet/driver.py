@@ -310,17 +310,8 @@ class Driver:
         if self._http is not None:
             return
         self._http = http = HttpServer(self._address, live={"loop": lambda: ""}, ready=self._readiness())
-        end = time.monotonic() + patience
-        while True:
-            try:
-                await http.start()
-            except OSError:
-                if time.monotonic() > end:
-                    raise
-                await asyncio.sleep(_LOOK)
-            else:
-                self._serving.push_async_callback(http.stop)
-                return
+        await http.start(patience)
+        self._serving.push_async_callback(http.stop)
 
     async def _serve_kubelet(self) -> None:
         """Serve on kubelet's sockets, unless that is done already.
@@ -345,7 +336,7 @@ class Driver:
             await self._serve_kubelet()
             await self._look_for(lambda: self._plugin.registered, _REGISTRATION_SECONDS)
         await self._succession.wait(self._session.start)
-        await asyncio.to_thread(self._keeper.hold_namespaces)
+        self._keeper.hold_namespaces(await self._succession.namespaces())
         await self._look_for(lambda: not self._session.problem, _JOIN_SECONDS)
         await self._succession.confirm()
         await self._serve_http(_PORT_SECONDS)
@@ -511,6 +502,10 @@ class Driver:
             raise HandoverError("a hook still runs")
         self._handed_over = True
         await self._recording.aclose()
+
+    def namespaces(self) -> Mapping[str, int]:
+        """Return the namespaces that hold devices."""
+        return self._keeper.namespaces.descriptors()
 
     async def leave(self) -> None:
         """Leave the runtime and the HTTP port."""

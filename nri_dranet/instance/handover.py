@@ -10,6 +10,9 @@ release      no hook begins any more, none runs; the journal is closed and its l
 active       the next one works and gets the runtime's events: the former one leaves the runtime and its HTTP port
 ===========  ========================================================================================================
 
+On a connection of its own ``{"ask": "namespaces"}`` is answered by descriptors (``descriptors.pass_on``): a namespace
+whose pod is dead lives only by them, with the devices that are stuck in it.
+
 Beside that who works may say ``{"say": "offer"}``: it ends, and an instance that stands by should ask now.
 A connection that ends after ``drain`` and before ``active`` means that the next instance is dead: who has drained
 begins anew. A connection that ends otherwise means nothing; the lock alone says who works.
@@ -25,9 +28,11 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from nri_dranet.instance.descriptors import pass_on, receive
 from nri_dranet.telemetry.logs import fields
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 LOG = logging.getLogger(__name__)
@@ -39,6 +44,7 @@ HELLO: Final = "hello"
 DRAIN: Final = "drain"
 RELEASE: Final = "release"
 ACTIVE: Final = "active"
+NAMESPACES: Final = "namespaces"
 
 _HELLO_SECONDS: Final = 2.0
 # What the end is put off for an instance that is about to take over. The chart's grace period is 30.
@@ -58,6 +64,10 @@ class Incumbent(Protocol):
 
     async def release(self) -> None:
         """Let no hook run any more, close the journal and free its lock."""
+        ...
+
+    def namespaces(self) -> Mapping[str, int]:
+        """Return descriptors of the namespaces that hold devices, by sandbox ID."""
         ...
 
     async def leave(self) -> None:
@@ -86,7 +96,8 @@ class HandoverServer:
         self._inode = 0
         self._peer: asyncio.StreamWriter | None = None
         self._peer_socket: Any = None
-        self._greeted = self._offered = False
+        self._incumbent = incumbent
+        self._offered = False
         self._tasks: set[asyncio.Task[None]] = set()
         self.handed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         """True when the next instance works; False when it died after ``drain``."""
@@ -152,9 +163,9 @@ class HandoverServer:
         return self._peer is not None
 
     def offer(self) -> None:
-        """Say to an instance that stands by that this one ends; to one that is only just greeting, after that."""
+        """Say to an instance that stands by that this one ends; to one that only just comes, after its greeting."""
         self._offered = True
-        if self._peer is not None and self._greeted:
+        if self._peer is not None:
             self._peer.write(_line({"say": "offer"}))
 
     def successor_lives(self) -> bool:
@@ -178,19 +189,20 @@ class HandoverServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         drained = False
         try:
-            if self._peer is not None:
-                writer.write(_line({"to": HELLO, "error": "another instance waits already"}))
-                await writer.drain()
-                return
-            self._peer, self._peer_socket = writer, writer.get_extra_info("socket")
             while line := await reader.readline():
                 word = str(_read(line).get("ask", ""))
+                if word == NAMESPACES:
+                    pass_on(writer.get_extra_info("socket").fileno(), self._incumbent.namespaces())
+                    return
+                if self._peer not in {None, writer}:
+                    writer.write(_line({"to": word, "error": "another instance waits already"}))
+                    await writer.drain()
+                    return
+                self._peer, self._peer_socket = writer, writer.get_extra_info("socket")
                 drained = drained or word == DRAIN
                 writer.write(_line({"to": word, "error": await self._answer(word), "version": VERSION}))
-                if word == HELLO:
-                    self._greeted = True
-                    if self._offered:
-                        self.offer()
+                if word == HELLO and self._offered:
+                    self.offer()
                 await writer.drain()
                 if word == ACTIVE and not self.handed.done():
                     self.handed.set_result(True)
@@ -199,7 +211,6 @@ class HandoverServer:
         finally:
             if self._peer is writer:
                 self._peer = self._peer_socket = None
-                self._greeted = False
                 if drained and not self.handed.done():
                     self.handed.set_result(False)
             writer.close()
@@ -271,6 +282,15 @@ class Predecessor:
         except OSError:
             pass
         return False
+
+    @staticmethod
+    def namespaces(path: Path) -> dict[str, int]:
+        """Return descriptors of the namespaces that the instance holds, by sandbox ID; the caller closes them. Blocks.
+
+        Raises:
+            OSError: it cannot be reached, or does not answer.
+        """
+        return receive(path, _line({"ask": NAMESPACES}))
 
     def close(self) -> None:
         """End the connection."""

@@ -127,6 +127,16 @@ class Succession:
             future.cancel()
             raise HandoverError(f"the other instance did not hand over within {_SEIZE_SECONDS:g} s") from error
 
+    async def namespaces(self) -> dict[str, int]:
+        """Return the namespaces that the former instance holds; none where there is no such instance any more."""
+        if self._peer is None or self._peer.lost:
+            return {}
+        try:
+            return await asyncio.to_thread(self._peer.namespaces, self._path)
+        except OSError as error:
+            LOG.warning("the former instance's namespaces are not known", extra=fields(error=error))
+            return {}
+
     async def confirm(self) -> None:
         """Tell the former instance that it is not needed any more; it has left everything when this returns."""
         peer, self._peer = self._peer, None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import time
 from dataclasses import replace
@@ -31,7 +32,7 @@ from nri_dranet.telemetry import metrics
 from nri_dranet.telemetry.logs import fields
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from nri_dranet.claims.model import ClaimRef, PodRef
     from nri_dranet.claims.plan import ClaimPlan
@@ -428,14 +429,27 @@ class Keeper:
         if not self.sandboxes.listed(sandbox.id):
             self.stop_sandbox(sandbox, time.monotonic() + LOCK_SECONDS)
 
-    def hold_namespaces(self) -> None:
-        """Open the namespaces of all sandboxes that hold devices, before somebody else who held them lets go."""
+    def hold_namespaces(self, passed: Mapping[str, int]) -> None:
+        """Hold the namespaces of all sandboxes that have devices, before somebody else who held them lets go.
+
+        Args:
+            passed: descriptors of them, by sandbox ID, which are the keeper's from now on: one that is not needed is
+                closed. A namespace whose pod is dead can be had by nothing else.
+        """
+        left = dict(passed)
         for record in self.journal.records():
-            if record.holder is not None:
-                try:
-                    self.namespaces.of(record.holder)
-                except OSError as error:
-                    LOG.warning("a namespace is not held", extra=fields(claim=record.uid, error=error))
+            holder = record.holder
+            if holder is None:
+                continue
+            try:
+                known = self.namespaces.of(holder)
+                mine = left.get(holder.sandbox_id)
+                if known is None and mine is not None and self.namespaces.adopt(holder, mine):
+                    del left[holder.sandbox_id]
+            except OSError as error:
+                LOG.warning("a namespace is not held", extra=fields(claim=record.uid, error=error))
+        for descriptor in left.values():
+            os.close(descriptor)
 
     def has_claims(self, pod: PodRef) -> bool:
         """Tell whether a pod has a claim of this driver, from memory; the journal may be closed."""

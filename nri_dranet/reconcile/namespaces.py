@@ -62,6 +62,23 @@ class Namespaces:
             self._open[holder.sandbox_id] = found
             return found
 
+    def descriptors(self) -> dict[str, int]:
+        """Return the descriptors of all that are open, by sandbox ID."""
+        with self._lock:
+            return {sandbox_id: namespace.fd for sandbox_id, namespace in self._open.items()}
+
+    def adopt(self, holder: Holder, descriptor: int) -> bool:
+        """Hold a namespace by a descriptor that somebody else has opened, unless it is held; False: it is another one.
+
+        Raises:
+            OSError: it is no open descriptor.
+        """
+        found = NetNs(descriptor, holder.netns_path)
+        if found.inode != holder.netns_inode:
+            return False
+        with self._lock:
+            return self._open.setdefault(holder.sandbox_id, found) is found
+
     def release(self, sandbox_id: str) -> None:
         """Close the descriptor of a sandbox that holds no device any more."""
         with self._lock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -16,6 +17,7 @@ LOG = logging.getLogger(__name__)
 
 _MAX_HEAD: Final = 8 << 10
 _TIMEOUT: Final = 5.0
+_LOOK: Final = 0.05
 _MAX_PORT: Final = 65535
 
 Check = Callable[[], str]
@@ -55,15 +57,25 @@ class HttpServer:
         self._ready = ready
         self._server: asyncio.Server | None = None
 
-    async def start(self) -> int:
+    async def start(self, patience: float = 0.0) -> int:
         """Listen; return the port.
+
+        Args:
+            patience: seconds for which somebody else may still have the address.
 
         Raises:
             OSError: the address cannot be listened on.
         """
-        self._server = await asyncio.start_server(
-            self._serve, self._address.host or None, self._address.port, limit=_MAX_HEAD
-        )
+        end = time.monotonic() + patience
+        while self._server is None:
+            try:
+                self._server = await asyncio.start_server(
+                    self._serve, self._address.host or None, self._address.port, limit=_MAX_HEAD
+                )
+            except OSError:
+                if time.monotonic() >= end:
+                    raise
+                await asyncio.sleep(_LOOK)
         port: int = self._server.sockets[0].getsockname()[1]
         return port
 

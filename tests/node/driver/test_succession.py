@@ -154,6 +154,23 @@ def test_the_former_instance_dies_while_it_hands_over(first: Stage, nic: str, ho
     assert host_state(nic) == before
 
 
+def test_a_namespace_that_only_the_daemon_holds_is_handed_over(first: Stage, nic: str, host_state: HostState) -> None:
+    """The pod's processes are dead, and a virtual interface is in its namespace: it comes home all the same."""
+    before = host_state(nic)
+    pod = running(first, nic, claim="steady")
+    pod.process.kill()
+    pod.process.wait()
+    first.start_successor(SECOND)
+    wait_said(first, "another instance works now; this one stands by")
+    assert first.stop_former() == 0
+    # Not by a step that is followed by an audit: nobody can look into the namespace by its pod any more.
+    first.wait_for(lambda: first.http("/readyz")[0] == 200, "the newer one is ready")
+    first.runtime.stop_pod(pod.sandbox, with_netns=False)
+    first.runtime.remove_pod(pod.sandbox)
+    assert error_of(first.unprepare(pod)) == ""
+    home(first, nic, host_state, before)
+
+
 def test_an_instance_that_stands_by_takes_the_work_back_when_it_is_offered(first: Stage, nic: str) -> None:
     """The newer one is told to end: without a gap the one that stands by works again."""
     first.start_successor(SECOND)

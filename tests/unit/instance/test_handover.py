@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -26,6 +27,7 @@ class Works:
         self.lock = InstanceLock(journal)
         self.asked: list[str] = []
         self.refusal = ""
+        self.held: dict[str, int] = {}
         self.failure: Exception | None = None
         assert self.lock.take()
 
@@ -41,6 +43,10 @@ class Works:
         if self.failure is not None:
             raise self.failure
         self.lock.close()
+
+    def namespaces(self) -> dict[str, int]:
+        """Hold what the test has put there."""
+        return self.held
 
     async def leave(self) -> None:
         """Remember it."""
@@ -180,12 +186,30 @@ async def test_what_keeps_the_next_instance_from_working_ends_it(tmp_path: Path)
         assert not server.successor_lives()
 
 
+@pytest.mark.parametrize("count", [0, 1, 450])
+async def test_namespaces_are_passed_on(tmp_path: Path, count: int) -> None:
+    """Open files go to the next instance, however many; it is no question of the one connection that may ask."""
+    journal = tmp_path / "journal.db"
+    async with serving(journal) as (works, _):
+        succession = Succession(journal, lambda: None, asyncio.Event())
+        with contextlib.closing(succession):
+            assert await succession.namespaces() == {}, "nobody was reached yet"
+            await succession.wait(in_list(succession))
+            with (tmp_path / "file").open("w+b") as file:
+                works.held = dict.fromkeys((f"sandbox{number}" for number in range(count)), file.fileno())
+                found = await succession.namespaces()
+                assert found.keys() == works.held.keys()
+                for descriptor in found.values():
+                    assert os.fstat(descriptor).st_ino == os.fstat(file.fileno()).st_ino
+                    os.close(descriptor)
+
+
 async def test_a_connection_that_ends_before_drain_means_nothing(tmp_path: Path) -> None:
     """Who works goes on."""
     journal = tmp_path / "journal.db"
     async with serving(journal) as (_, server):
         peer = await Predecessor.reach(path_beside(journal))
-        assert server.successor
+        assert server.successor, "it has greeted"
         peer.close()
         await until(lambda: not server.successor)
         assert not server.handed.done()

@@ -132,3 +132,21 @@ def test_other_forms_are_refused(text: str) -> None:
     """The refusal shows the allowed form."""
     with pytest.raises(ValueError, match="bind address"):
         BindAddress.parse(text)
+
+
+def test_an_address_that_becomes_free_is_waited_for() -> None:
+    """The instance before this one may still have it; without patience that is an error at once."""
+
+    async def scenario() -> None:
+        first = HttpServer(BindAddress("127.0.0.1", 0), live={}, ready={})
+        address = BindAddress("127.0.0.1", await first.start())
+        second = HttpServer(address, live={}, ready={})
+        with pytest.raises(OSError, match="in use"):
+            await second.start()
+        waiting = asyncio.ensure_future(second.start(20.0))
+        await asyncio.sleep(0)
+        await first.stop()
+        assert await waiting == address.port
+        await second.stop()
+
+    asyncio.run(scenario())
