@@ -13,8 +13,8 @@ import contextlib
 import hashlib
 import itertools
 import logging
-import os
 import re
+import secrets
 import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -49,6 +49,8 @@ _MAX_MESSAGE: Final = 16 << 20
 _POD_UID: Final = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 """Only sockets with a whole UID in their name are known to be this driver's own, and no other's of a longer name."""
 
+# Two instances, in containers of their own, may have the same process ID.
+_OWN: Final = secrets.token_hex(2)
 _numbers = itertools.count()
 
 
@@ -262,7 +264,7 @@ class PluginServer:
         server.add_generic_rpc_handlers(tuple(handlers))
         # Bound beside its place and renamed when it serves: kubelet passes over names that begin with a dot, and gRPC
         # unlinks, when a server stops, whatever has the name that the server was bound to by then.
-        made = path.with_name(f".{os.getpid()}-{next(_numbers)}")
+        made = path.with_name(f".{_OWN}-{next(_numbers)}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
             made.unlink(missing_ok=True)

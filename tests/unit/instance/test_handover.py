@@ -274,3 +274,51 @@ async def test_standing_by_ends_when_the_work_is_offered_or_free(tmp_path: Path,
     with contextlib.closing(InstanceLock(journal)) as lock:
         assert lock.take()
         await stand_by(journal, stopping)
+
+
+async def test_a_begin_that_failed_can_be_tried_again(tmp_path: Path) -> None:
+    """The journal's disk was full or read-only: the lock stays with this instance meanwhile."""
+    problems = [OSError("read-only"), None]
+
+    def activate() -> None:
+        if problem := problems.pop(0):
+            raise problem
+
+    journal = tmp_path / "journal.db"
+    with contextlib.closing(Succession(journal, activate, asyncio.Event())) as succession:
+        with pytest.raises(OSError, match="read-only"):
+            succession.try_now()
+        with contextlib.closing(InstanceLock(journal)) as other:
+            assert not other.take()
+        assert succession.try_now()
+
+
+@pytest.mark.parametrize("waits", [True, False])
+async def test_an_instance_that_shall_end_stays_for_one_that_waits(tmp_path: Path, waits: bool) -> None:
+    """Alone it ends at once; else the next one takes over first."""
+    journal = tmp_path / "journal.db"
+    stopping = asyncio.Event()
+    async with serving(journal) as (works, server):
+        working = asyncio.create_task(server.work(stopping, None))
+        succession = Succession(journal, lambda: None, asyncio.Event())
+        with contextlib.closing(succession):
+            waiting = asyncio.create_task(succession.wait(in_list(succession))) if waits else None
+            if waits:
+                await until(lambda: server.successor)
+            stopping.set()
+            if waiting is not None:
+                await waiting
+                await succession.confirm()
+            assert await working is waits
+        assert works.asked == ([DRAIN, RELEASE, ACTIVE] if waits else [])
+
+
+async def test_work_whose_part_fails_ends_by_that(tmp_path: Path) -> None:
+    """The watch over kubelet's sockets must not die in silence."""
+
+    async def fail() -> None:
+        raise RuntimeError("what nobody thought of")
+
+    async with serving(tmp_path / "journal.db") as (_, server):
+        with pytest.raises(RuntimeError, match="nobody thought of"):
+            await server.work(asyncio.Event(), asyncio.create_task(fail()))
