@@ -62,7 +62,7 @@ def _audit_after_each_step(stage: Stage) -> None:
                 return step(*args, **options)
             finally:
                 if threading.current_thread() is threading.main_thread() and _at_work(stage):
-                    stage.wait_for(lambda: not _wrong(stage) or not _at_work(stage), f"{step.__name__}: the statuses")
+                    _wait_for_right(stage, f"{step.__name__}: the statuses")
 
         return done
 
@@ -73,6 +73,13 @@ def _audit_after_each_step(stage: Stage) -> None:
     ):
         for name in names:
             setattr(steps, name, following(getattr(steps, name)))
+
+
+def _wait_for_right(stage: Stage, what: str) -> None:
+    try:
+        stage.wait_for(lambda: not _wrong(stage) or not _at_work(stage), what)
+    except StageError as error:
+        raise StageError(f"{_wrong(stage)}\n{error}") from error
 
 
 def _at_work(stage: Stage) -> bool:
