@@ -231,7 +231,9 @@ class Reconciler:
         facts = self._engine.look(record.plan.devices, netns, hints)
         self._keeper.observed(record.uid, facts)
         if netns is not None:
-            self._keeper.watch(record, netns)
+            now = self._keeper.journal.get(record.uid) or record
+            # What was told here may be old already, and the observer tells only what differs from its own last look.
+            self._keeper.watch(now, netns, anew=now.facts != record.facts)
         lost = any(fact.phase is Phase.LOST for fact in facts)
         if not lost and self._receipts.missing(record.plan):
             self._rewrite_receipt(record.plan, facts, sandbox)

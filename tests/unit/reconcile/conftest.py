@@ -91,6 +91,7 @@ class Watched:
 
     uids: set[str] = field(default_factory=set)
     failure: Exception | None = None
+    calls: list[str] = field(default_factory=list)
 
     @property
     def watched(self) -> frozenset[str]:
@@ -99,10 +100,11 @@ class Watched:
 
     def watch(self, uid: str, plans: Sequence[DevicePlan], netns: NetNs, facts: Sequence[DeviceFacts]) -> None:
         """Note it."""
-        del plans, netns, facts
+        del plans, netns
         if self.failure is not None:
             raise self.failure
         self.uids.add(uid)
+        self.calls.append(f"watch {uid} {','.join(fact.phase.value for fact in facts)}")
 
     def forget(self, uid: str) -> None:
         """Note it."""

@@ -87,6 +87,19 @@ def test_a_device_that_left_its_pod_is_lost(bench: Bench) -> None:
     assert bench.phase() is Phase.LOST
 
 
+def test_what_the_reconciler_tells_is_looked_at_again(bench: Bench) -> None:
+    """A link may have changed back between its look and its telling, and the observer knows nothing of either."""
+    attached(bench)
+    bench.keeper.synchronize([bench.sandbox()])
+    bench.reconciler.sweep()
+    before = len(bench.watched.calls)
+    bench.reconciler.sweep()
+    assert len(bench.watched.calls) == before
+    bench.kernel.inside.clear()
+    bench.reconciler.sweep()
+    assert bench.watched.calls[before:] == ["watch u1 lost"]
+
+
 def test_a_pod_that_started_without_us_is_attached_late(bench: Bench) -> None:
     """Its sandbox runs and the claim is only prepared: attached now, with an Event."""
     bench.keeper.prepare(bench.plan())
