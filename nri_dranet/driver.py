@@ -336,6 +336,8 @@ class Driver:
             await self._serve_kubelet()
             await self._look_for(lambda: self._plugin.registered, _REGISTRATION_SECONDS)
         await self._succession.wait(self._session.start)
+        # Where the lock was found free nobody has begun to join.
+        self._session.start()
         self._keeper.hold_namespaces(await self._succession.namespaces())
         await self._look_for(lambda: not self._session.problem, _JOIN_SECONDS)
         await self._succession.confirm()
@@ -355,9 +357,14 @@ class Driver:
             JournalError: the journal cannot be used.
             OSError: the boot ID cannot be read, or there is no descriptor left.
         """
-        self._journal = Journal(self._options.journal, BOOT_ID.read_text(encoding="ascii").strip())
-        self._recording.callback(self._journal.close)
-        self._compose()
+        with contextlib.ExitStack() as opened:
+            self._journal = Journal(self._options.journal, BOOT_ID.read_text(encoding="ascii").strip())
+            opened.callback(self._journal.close)
+            self._compose()
+            opened.callback(self._observer.stop)
+            self._observer.start()
+            # What fails is tried again: then none of it stays open.
+            self._recording.push(opened.pop_all())
         for changed in (self._preparer.retries.wake, self._reconciler.links_changed):
             self._inventory.subscribe(changed)
         self._tell_journal()
@@ -366,8 +373,6 @@ class Driver:
         self._held_open.callback(self._engine.close)
         self._held_open.callback(self._kept.close)
         self._held_open.callback(self._inputs.close)
-        self._observer.start()
-        self._recording.callback(self._observer.stop)
         self._gate.open(self._hooks)
         self._servicer.open(self._preparer)
 

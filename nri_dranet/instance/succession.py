@@ -185,6 +185,9 @@ class Succession:
                 if self._peer is None:
                     raise HandoverError("the other instance cannot be asked")
                 await self._peer.ask(RELEASE, _RELEASE_SECONDS)
+                if self._turn.is_set():
+                    # Who looked at the lock meanwhile found it free before the answer was here.
+                    return
                 # Somebody else who waits for the lock may have it now.
                 if not self._lock.take():
                     raise HandoverError("another instance took the lock")

@@ -104,6 +104,29 @@ async def test_the_work_goes_over_step_by_step(tmp_path: Path) -> None:
     assert not path_beside(journal).exists()
 
 
+async def test_a_lock_that_is_found_free_before_the_answer_is_here_begins_once(tmp_path: Path) -> None:
+    """The lock is free a moment before the former one says so, and is looked at all the time."""
+    journal = tmp_path / "journal.db"
+    begun: list[bool] = []
+    async with serving(journal) as (works, server):
+        succession = Succession(journal, lambda: begun.append(True), asyncio.Event())
+
+        async def release() -> None:
+            works.lock.close()
+            await until(lambda: bool(begun))
+
+        server._steps[RELEASE] = release
+        with contextlib.closing(succession):
+            taking: list[asyncio.Future[None]] = []
+
+            def join() -> None:
+                taking.append(asyncio.get_running_loop().run_in_executor(None, succession.take_over))
+
+            await succession.wait(join)
+            await taking[0]
+    assert begun == [True]
+
+
 async def test_a_free_lock_is_taken_at_once(tmp_path: Path) -> None:
     """Nobody works: there is nothing to hand over and nobody to tell."""
     begun: list[bool] = []
