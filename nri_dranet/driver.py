@@ -615,8 +615,9 @@ class Driver:
             entry = self._offers.in_pod(each, home=name in entries)
             if entry is not None:
                 entries[name] = entry
-        absent = self._rebuilder.former().keys() - {device.name for device in self._inventory.devices()}
-        entries.update((name, self._rebuilder.former()[name]) for name in absent - entries.keys())
+        former = self._rebuilder.former()
+        absent = former.keys() - {device.name for device in self._inventory.devices()}
+        entries.update((name, former[name]) for name in absent - entries.keys())
         return [entries[name] for name in sorted(entries)]
 
     def _claim_seen(self, ref: ClaimRef, claim: Mapping[str, Any] | None) -> None:

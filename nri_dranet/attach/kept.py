@@ -123,9 +123,12 @@ class KeptPrograms:
 
     def _opened_pin(self, program: int) -> int:
         descriptor = bpf.pinned(str(self._path(program)))
-        if bpf.program_id(descriptor) != program:
+        try:
+            if bpf.program_id(descriptor) != program:
+                raise FileNotFoundError(str(self._path(program)))
+        except OSError:
             os.close(descriptor)
-            raise FileNotFoundError(str(self._path(program)))
+            raise
         return descriptor
 
     def _path(self, program: int) -> Path:

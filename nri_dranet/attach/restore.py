@@ -72,7 +72,11 @@ def restore(
     with (kept or KeptPrograms("")).opened(programs_of(wanted)) as opened:
         if wanted.programs:
             # Before the link is up: a driver may take it down to change its XDP program.
-            work.problems += programs.restore(netns, host, index, wanted.programs, opened)
+            try:
+                work.problems += programs.restore(netns, host, index, wanted.programs, opened)
+            except OSError as error:
+                # Addresses and routes come back all the same.
+                work.problems.append(f"its BPF programs cannot be looked at: {error}")
         work.all_else()
         work.problems += queueing.restore(host, index, wanted.traffic, fresh=fresh, programs=opened)
     return work.problems

@@ -112,15 +112,23 @@ class Leasing:
         found = {key: future.result() for key, future in asked.items() if future.exception() is None}
         problems = [error for future in asked.values() if (error := future.exception()) is not None]
         if problems:
-            self.give_back(plan, found)
+            self.give_back(plan, found, record)
             raise next((each for each in problems if not isinstance(each, DhcpError)), problems[0])
         return found
 
-    def give_back(self, plan: ClaimPlan, leases: Leases) -> None:
-        """Give back leases that come to nothing. Never raises: what cannot be given back ends by itself."""
+    def give_back(self, plan: ClaimPlan, leases: Leases, record: ClaimRecord | None) -> None:
+        """Give back leases that come to nothing. Never raises: what cannot be given back ends by itself.
+
+        Args:
+            plan: the devices.
+            leases: their leases.
+            record: what is recorded of the claim now. A server gives who asks again the same address, so that the
+                lease may be one that is in use: those are kept.
+        """
+        used = _addresses(record)
         for device in plan.devices:
             lease = leases.get((device.key, device.request))
-            if lease is not None and device.host is not None:
+            if lease is not None and device.host is not None and (device.key, lease.ip) not in used:
                 with contextlib.suppress(OSError, DhcpError):
                     release(lease, device.host.link.index)
 
@@ -165,6 +173,13 @@ class Leasing:
         if seen is None or netns is None:
             raise DhcpError(f"it is still with pod {record.holder.pod}")
         return seen.index, netns
+
+
+def _addresses(record: ClaimRecord | None) -> set[tuple[DeviceKey, str]]:
+    """Return the devices of a claim that have a lease, each with the address."""
+    plans = (record.plan, record.successor) if record is not None else ()
+    devices = [device for plan in plans if plan is not None for device in plan.devices]
+    return {(each.key, each.pod.lease.ip) for each in devices if each.pod is not None and each.pod.lease is not None}
 
 
 def turn(device: DevicePlan) -> set[str]:

@@ -343,7 +343,7 @@ class Preparer:
                 leasing.check_complete(plan)
                 return self._recorded(plan, record)
         except BaseException:
-            self._leasing.give_back(plan, fresh)
+            self._leasing.give_back(plan, fresh, self._keeper.journal.get(claim.ref.uid))
             raise
 
     def _recorded(self, plan: ClaimPlan, record: Callable[[ClaimPlan], T]) -> T:

@@ -134,11 +134,11 @@ class Reconciler:
         journal = self._keeper.journal
         for device in journal.strays():
             name = device.key.device
-            if any(record.held or device not in record.plan.devices for record in journal.of_device(name)):
-                # It is known again, and who uses it now must not lose it; it is judged when that has ended.
-                continue
             try:
                 with self._keeper.locks.hold({name}, until=time.monotonic() + _LOCK_SECONDS):
+                    if any(record.held or device not in record.plan.devices for record in journal.of_device(name)):
+                        # It is known again, and who uses it now must not lose it; it is judged when that has ended.
+                        continue
                     (outcome,) = self._engine.detach([device], None, hints={})
                     if outcome.home:
                         journal.remove_stray(name)

@@ -24,7 +24,7 @@ from nri_dranet.dhcp.errors import DhcpError
 from nri_dranet.dhcp.lease import Lease, LeaseRoute
 from nri_dranet.dra import plan_lease
 from nri_dranet.dra.handler import PrepareError, SlowClaimError
-from nri_dranet.dra.leasing import wanting
+from nri_dranet.dra.leasing import Leasing, wanting
 from nri_dranet.dra.plan_model import DeviceFactsIn, NodeFacts
 from nri_dranet.dra.prepare import PodUse, Preparer, Reports
 from nri_dranet.dra.turns import Turns
@@ -180,9 +180,9 @@ class Servers:
             )
         return found
 
-    def give_back(self, plan: ClaimPlan, leases: dict[Any, Lease]) -> None:
+    def give_back(self, plan: ClaimPlan, leases: dict[Any, Lease], record: ClaimRecord | None) -> None:
         """Note what comes back."""
-        del plan
+        del plan, record
         self.given_back += [lease.ip for lease in leases.values()]
 
 
@@ -779,6 +779,21 @@ def test_a_lease_that_comes_to_nothing_is_given_back(world: World, servers: Serv
     with pytest.raises(PrepareError, match=r"192\.0\.2\.1"):
         world.preparer.prepare(REF)
     assert servers.given_back == ["10.9.0.5"]
+
+
+def test_a_lease_whose_address_is_recorded_is_not_given_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server gives the same address to who asks again: what failed the second time may be in use since the first."""
+    released: list[str] = []
+    monkeypatch.setattr("nri_dranet.dra.leasing.release", lambda lease, _: released.append(lease.ip))
+    world.objects["c"] = dhcp_claim()
+    world.preparer.prepare(REF)
+    (record,) = world.keeper.journal.records()
+    leases = {(device.key, device.request): lease_of(world) for device in record.plan.devices}
+    leasing = Leasing(world.keeper.namespaces, Turns())
+    leasing.give_back(record.plan, leases, record)
+    assert released == []
+    leasing.give_back(record.plan, leases, None)
+    assert released == ["10.9.0.5"]
 
 
 def test_a_lease_for_what_has_changed_meanwhile_is_given_back(world: World, servers: Servers) -> None:
