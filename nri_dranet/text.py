@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 _ELLIPSIS: Final = "…"
 
+# The API server reads server-side apply as YAML, which has no control characters and takes some others for line breaks
+# (YAML 1.2, 5.1 and 5.4). Tab and line feed are escaped by JSON.
+_UNWRITABLE: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+
 
 def clean(text: str) -> str:
-    """Return a text as Unicode. The kernel's names may be any bytes; what is no UTF-8 becomes U+FFFD."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    """Return a text as Unicode that can be shown. The kernel's names may be any bytes: what is no UTF-8 becomes U+FFFD.
+
+    Control characters do so too.
+    """
+    return _UNWRITABLE.sub("\ufffd", text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
 
 
 def within_bytes(text: str, limit: int) -> str:

@@ -213,7 +213,8 @@ def _network_data(facts: DeviceFacts, shown: Iterable[str]) -> dict[str, Any]:
     seen = facts.interface
     if facts.phase is not Phase.ATTACHED or seen is None or facts.rdma_only:
         return {}
-    data: dict[str, Any] = {"interfaceName": within_bytes(seen.name, MAX_NAME)}
+    # The API server keeps no empty text.
+    data: dict[str, Any] = {"interfaceName": within_bytes(seen.name, MAX_NAME)} if seen.name else {}
     if seen.hardware_address:
         data["hardwareAddress"] = within_bytes(seen.hardware_address, MAX_HARDWARE_ADDRESS)
     planned = canonical_addresses(seen.addresses[: seen.planned])

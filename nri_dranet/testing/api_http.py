@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import threading
 import time
@@ -39,6 +40,13 @@ _PUBLIC: Final[dict[str, Any]] = {
 _MAX_BODY: Final = 3 << 20
 _WATCH_SECONDS: Final = 1800.0
 _REMEMBERED: Final = 10_000
+
+_NOT_YAML: Final = re.compile("[\x7f-\x84\x86-\x9f\ufffe\uffff]")
+"""What JSON may have as it is and YAML may not (YAML 1.2, 5.1); server-side apply is read as YAML."""
+
+_CONTROL_CHARACTERS: Final = (
+    "error decoding patch: error converting YAML to JSON: yaml: control characters are not allowed"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +277,7 @@ class _Handler(BaseHTTPRequestHandler):
         if verb in ("watch", "get", "list"):
             self._read(call, query)
         else:
-            self._write(call, query, _decoded(body) if body else None)
+            self._write(call, query, _decoded(body, self._request.content_type) if body else None)
 
     def _read(self, call: Call, query: dict[str, str]) -> None:
         registry = self.server.registry
@@ -424,7 +432,9 @@ def resource_of(path: str) -> tuple[Kind, str, str, str]:
     return kind, namespace, name, subresource
 
 
-def _decoded(body: bytes) -> Any:
+def _decoded(body: bytes, content_type: str = "") -> Any:
+    if content_type.startswith("application/apply-patch") and _NOT_YAML.search(body.decode("utf-8", "replace")):
+        raise StatusError(400, _CONTROL_CHARACTERS)
     try:
         return loads(body)
     except ValueError as error:

@@ -16,6 +16,12 @@ def test_what_is_no_utf8_is_replaced() -> None:
     assert clean("é") == "é"
 
 
+def test_control_characters_are_replaced() -> None:
+    """The API server takes none of them in a server-side apply; tab and line feed are escaped."""
+    assert clean("a\x00\x1b[2J\x7f\x85\x9f\u2028\ufeff\uffff") == "a\ufffd\ufffd[2J" + "\ufffd" * 6
+    assert clean("a\tb\nc") == "a\tb\nc"
+
+
 def test_a_text_that_is_cut_says_so() -> None:
     """It ends in an ellipsis, at a whole character."""
     assert within_bytes("ééé", 6) == "ééé"

@@ -30,6 +30,16 @@ def owners(claim: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+@pytest.mark.parametrize("character", ["\x7f", "\x9f", "\uffff"])
+def test_an_apply_is_read_as_yaml(world: Any, character: str) -> None:
+    """Which has no control characters as they are (1.37.2 and 1.34.4); other patches are JSON."""
+    world.allocated()
+    with pytest.raises(ApiError, match="control characters are not allowed") as caught:
+        world.apply_status(network(interfaceName=character), "a")
+    assert caught.value.status == 400
+    world.apply_status(network(interfaceName="\x85\x1b"), "a")
+
+
 def test_what_is_applied_is_owned(world: Any) -> None:
     """Each applied field has its manager; what the server adds has none."""
     world.allocated()
