@@ -44,7 +44,14 @@ def _on_host(name: str) -> bool:
 
 def _wrong(stage: Stage) -> list[str]:
     """Return what the auditor finds wrong."""
-    pods = [json.loads(pod.run("ip", "-j", "-d", "addr")) for pod in stage._pods if pod.process.poll() is None]
+    pods = []
+    for pod in stage._pods:
+        try:
+            if pod.process.poll() is None:
+                pods.append(json.loads(pod.run("ip", "-j", "-d", "addr")))
+        except subprocess.CalledProcessError:
+            # Another thread ends the pod meanwhile; else this does not end well.
+            pod.process.wait(5)
     return audit_at_rest(stage.api.list(f"{RESOURCE_API}/resourceclaims"), pods)
 
 
