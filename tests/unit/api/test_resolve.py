@@ -162,3 +162,10 @@ def test_a_source_is_not_changed() -> None:
     copies = [{"ethtool": {"features": {"a": True}}}, {"ethtool": {"features": {"b": True}}}]
     merged(*documents)
     assert documents == copies
+
+
+def test_what_is_too_much_only_together_is_told_of_both() -> None:
+    """Each document has fewer features than a configuration may have."""
+    documents = [{"ethtool": {"features": {f"f{number}-{i}": True for i in range(100)}}} for number in range(2)]
+    with pytest.raises(ConfigError, match="must have at most 128 entries, has 200"):
+        resolve([ConfigSource(f"source {number}", document) for number, document in enumerate(documents)])

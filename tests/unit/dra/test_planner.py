@@ -692,3 +692,37 @@ def test_results_and_configs_may_be_built_by_hand() -> None:
         pod_claim_name=None,
     )
     assert [source.origin for source in config_sources(claim, result)] == ["claim, config[3] of the allocation"]
+
+
+def test_addresses_of_two_hosts_interfaces_collide_too(node: Node) -> None:
+    """Those that come along from the host have no position in a configuration."""
+    for name in ("eth1", "eth2"):
+        node.device(name, f"req-{name}", host={"addresses": (Address(family=2, address="10.0.0.5", prefix_length=24),)})
+    (problem,) = node.problems()
+    assert problem.startswith('interface.addresses: "10.0.0.5/24": must differ from that of device eth1')
+
+
+def test_children_of_different_devices_have_nothing_to_do_with_each_other(node: Node) -> None:
+    """The same VLAN on two devices, in one pod and in two."""
+    for number, name in enumerate(("eth1", "eth2")):
+        node.device(name, f"req{number}", shared=True)
+        child = {"type": "vlan", "vlanID": 5}
+        node.config({"interface": {"name": f"net{number}", "subInterface": child}}, f"req{number}")
+    plan = node.plan()
+    other = Node()
+    other.name = "claim-2"
+    other.device("eth3", shared=True)
+    other.config({"interface": {"name": "net9", "subInterface": {"type": "vlan", "vlanID": 5}}})
+    other.others = [plan]
+    assert [device.kind for device in other.plan().devices] == [DeviceKind.CHILD]
+
+
+def test_more_problems_than_a_message_lists_end_the_search(node: Node) -> None:
+    """A claim has room for 32 configurations of 10 KiB: one that is full of problems is enough."""
+    for number in range(3):
+        node.device(f"eth{number + 1}", f"req{number}")
+        node.config({f"wrong{i}": number for i in range(60)}, f"req{number}")
+    with pytest.raises(PlanError) as caught:
+        node.plan()
+    assert len(caught.value.errors) == 50
+    assert caught.value.unlisted < 20
