@@ -63,7 +63,7 @@ def made(stage: Stage, results: list[dict[str, Any]], configs: list[dict[str, An
             "requests": each["requests"],
             "opaque": {
                 "driver": DRIVER,
-                "parameters": {"interface": {key: each[key] for key in each if key != "requests"}},
+                "parameters": {"interface": each["interface"]},
             },
         }
         for each in configs
