@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import signal
+import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,6 +175,33 @@ def test_the_next_pod_gets_the_interface_without_a_prepare(stage: Stage, nic: st
     stage.wait_for(lambda: _runs(stage, second), "the second pod runs")
     assert "eth99" in second.run("ip", "link")
     stage.wait_condition("c", "Ready", "True")
+
+
+def test_the_next_pod_gets_a_device_that_comes_later(
+    stage: Stage, nic: str, later: str, on_host: Callable[[str], bool]
+) -> None:
+    """The claim was allocated anew, to what is not there yet: its status says so, until a change of the node helps."""
+    first = running(stage, nic)
+    stage.end_pod(first)
+    stage.api.deallocate("default", "c")
+    stage.allocate("c", later)
+    second = stage.pod("second", "c")
+    stage.wait_for(lambda: "is not on this node" in str(stage.get_claim("c")["status"]), "the status says why")
+    with pytest.raises(RuntimeRefusedError):
+        stage.runtime.run_pod(second.sandbox)
+    ip("link", "add", later, "type", "veth", "peer", "name", f"{later}p")
+    stage.wait_for(lambda: _runs(stage, second), "the second pod runs")
+    assert "eth99" in second.run("ip", "link")
+    assert on_host(nic)
+    assert not on_host(later)
+    stage.wait_condition("c", "Ready", "True")
+
+
+@pytest.fixture
+def later() -> Iterator[str]:
+    """Return the name of an interface that is not there yet, and take it away afterwards."""
+    yield "latertest0"
+    subprocess.run(["ip", "link", "del", "latertest0p"], check=False, capture_output=True)
 
 
 def _pods_in_journal(stage: Stage) -> set[str]:
