@@ -187,6 +187,8 @@ class Bed:
         self._values = None
         chart = ROOT / "charts" / "nri-dranet"
         command = ["helm", "upgrade", "--install", RELEASE, str(chart), "--namespace", SYSTEM, "--values=-", *options]
+        # Without it no values mean those of before.
+        command.append("--reset-values")
         self.cluster.run(*command, stdin=json.dumps(values))
 
     def uninstall(self) -> None:
