@@ -6,12 +6,16 @@ JSON: ``{"ask": WORD}``, answered by ``{"to": WORD, "error": TEXT}`` with an emp
 ===========  ========================================================================================================
 hello        who works has seen that somebody waits; ``version`` must be the same on both sides
 drain        it leaves kubelet, finishes what kubelet has asked for, and ends its work in the background. Hooks go on
-release      no hook begins any more, none runs; the journal is closed and its lock is free
+release      no hook begins any more, none runs; the journal is closed and its lock is free. ``by``: until when
+             (CLOCK_MONOTONIC) the runtime waits with its list; done later, the next one was dropped by the runtime:
+             pods that need a device are refused then until ``active``
 active       the next one works and gets the runtime's events: the former one leaves the runtime and its HTTP port
 ===========  ========================================================================================================
 
 On a connection of its own ``{"ask": "namespaces"}`` is answered by descriptors (``descriptors.pass_on``): a namespace
 whose pod is dead lives only by them, with the devices that are stuck in it.
+
+A question has a ``number``, which the answer repeats: one that comes too late is not taken for the next one's.
 
 Beside that who works may say ``{"say": "offer"}``: it ends, and an instance that stands by should ask now.
 A connection that ends after ``drain`` and before ``active`` means that the next instance is dead: who has drained
@@ -32,7 +36,7 @@ from nri_dranet.instance.descriptors import pass_on, receive
 from nri_dranet.telemetry.logs import fields
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
     from pathlib import Path
 
 LOG = logging.getLogger(__name__)
@@ -62,8 +66,13 @@ class Incumbent(Protocol):
         """Leave kubelet and end the work in the background."""
         ...
 
-    async def release(self) -> None:
-        """Let no hook run any more, close the journal and free its lock."""
+    async def release(self, by: float) -> None:
+        """Let no hook run any more, close the journal and free its lock.
+
+        Args:
+            by: until when (``time.monotonic``) the next instance takes the work over without a gap; what needs a device
+                is refused if this is done later.
+        """
         ...
 
     def namespaces(self) -> Mapping[str, int]:
@@ -91,7 +100,12 @@ class HandoverServer:
             incumbent: carries out what the next instance asks for.
         """
         self._path = path
-        self._steps = {HELLO: _nothing, DRAIN: incumbent.drain, RELEASE: incumbent.release, ACTIVE: incumbent.leave}
+        self._steps: dict[str, Callable[[dict[str, Any]], Awaitable[None]]] = {
+            HELLO: _nothing,
+            DRAIN: lambda _: incumbent.drain(),
+            RELEASE: lambda asked: incumbent.release(_time(asked.get("by"))),
+            ACTIVE: lambda _: incumbent.leave(),
+        }
         self._server: asyncio.Server | None = None
         self._inode = 0
         self._peer: asyncio.StreamWriter | None = None
@@ -190,17 +204,19 @@ class HandoverServer:
         drained = False
         try:
             while line := await reader.readline():
-                word = str(_read(line).get("ask", ""))
+                asked = _read(line)
+                word = str(asked.get("ask", ""))
+                answer = {"to": word, "number": asked.get("number"), "version": VERSION}
                 if word == NAMESPACES:
                     pass_on(writer.get_extra_info("socket").fileno(), self._incumbent.namespaces())
                     return
                 if self._peer not in {None, writer}:
-                    writer.write(_line({"to": word, "error": "another instance waits already"}))
+                    writer.write(_line({**answer, "error": "another instance waits already"}))
                     await writer.drain()
                     return
                 self._peer, self._peer_socket = writer, writer.get_extra_info("socket")
                 drained = drained or word == DRAIN
-                writer.write(_line({"to": word, "error": await self._answer(word), "version": VERSION}))
+                writer.write(_line({**answer, "error": await self._answer(word, asked)}))
                 if word == HELLO and self._offered:
                     self.offer()
                 await writer.drain()
@@ -215,13 +231,13 @@ class HandoverServer:
                     self.handed.set_result(False)
             writer.close()
 
-    async def _answer(self, word: str) -> str:
+    async def _answer(self, word: str, asked: dict[str, Any]) -> str:
         step = self._steps.get(word)
         if step is None:
             return f"{word!r} is not known here"
         LOG.info("the next instance asks", extra=fields(ask=word))
         try:
-            await step()
+            await step(asked)
         except HandoverError as error:
             return str(error) or "refused"
         except Exception as error:  # the next instance is owed an answer; it goes on with the lock
@@ -236,6 +252,7 @@ class Predecessor:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        self._number = 0
 
     @classmethod
     async def reach(cls, path: Path) -> Predecessor:
@@ -265,13 +282,13 @@ class Predecessor:
         """Whether the connection has ended."""
         return self._reader.at_eof() or self._writer.is_closing()
 
-    async def ask(self, word: str, timeout: float) -> None:  # noqa: ASYNC109 - a bound that belongs to each word
-        """Ask for a step and wait until it is done.
+    async def ask(self, word: str, timeout: float, **more: float) -> None:  # noqa: ASYNC109 - a bound that belongs to each word
+        """Ask for a step and wait until it is done; ``more`` goes with the question.
 
         Raises:
             HandoverError: it was refused, not done within ``timeout`` seconds, or the other instance is gone.
         """
-        await self._ask(word, timeout)
+        await self._ask(word, timeout, **more)
 
     async def offered(self) -> bool:
         """Wait until the instance that works says that it ends: True; or is gone: False."""
@@ -296,14 +313,16 @@ class Predecessor:
         """End the connection."""
         self._writer.close()
 
-    async def _ask(self, word: str, seconds: float) -> dict[str, Any]:
+    async def _ask(self, word: str, seconds: float, **more: float) -> dict[str, Any]:
+        self._number += 1
+        number = self._number
         try:
             async with asyncio.timeout(seconds):
-                self._writer.write(_line({"ask": word}))
+                self._writer.write(_line({"ask": word, "number": number, **more}))
                 await self._writer.drain()
                 while line := await self._reader.readline():
                     answer = _read(line)
-                    if answer.get("to") == word:
+                    if answer.get("to") == word and answer.get("number") == number:
                         break
                 else:
                     raise HandoverError(f"the instance that works is gone ({word})")
@@ -316,8 +335,12 @@ class Predecessor:
         return answer
 
 
-async def _nothing() -> None:
+async def _nothing(_: dict[str, Any]) -> None:
     """Carry out the step that has nothing to do."""
+
+
+def _time(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
 
 
 def _line(message: dict[str, Any]) -> bytes:

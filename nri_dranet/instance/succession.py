@@ -28,6 +28,8 @@ PATIENCE: Final = 60.0
 # Of the two seconds that a runtime waits for an answer to its list, holding a lock of the whole node.
 _SEIZE_SECONDS: Final = 1.0
 _RELEASE_SECONDS: Final = 0.8
+# What an answer may take to be read here.
+_MARGIN: Final = 0.1
 # What kubelet has asked for may take as long as kubelet waits.
 _DRAIN_SECONDS: Final = 50.0
 _LEAVE_SECONDS: Final = 10.0
@@ -120,7 +122,8 @@ class Succession:
         Raises:
             HandoverError: it cannot be had now.
         """
-        future = asyncio.run_coroutine_threadsafe(self._seize(), self._loop)
+        until = time.monotonic() + _SEIZE_SECONDS
+        future = asyncio.run_coroutine_threadsafe(self._seize(until), self._loop)
         try:
             future.result(_SEIZE_SECONDS)
         except TimeoutError as error:
@@ -166,13 +169,16 @@ class Succession:
                 self._drained = time.monotonic()
                 join()
             elif time.monotonic() > self._drained + _RUNTIME_SECONDS:
-                await self._seize()
+                await self._seize(0.0)
         except HandoverError as error:
             LOG.debug("not handed over yet", extra=fields(error=error))
         return self._turn.is_set()
 
-    async def _seize(self) -> None:
+    async def _seize(self, until: float) -> None:
         """Take the lock from the instance that works, and begin.
+
+        Args:
+            until: when the runtime has waited long enough for an answer to its list; 0: it has listed nothing.
 
         Raises:
             HandoverError: it cannot be had now.
@@ -184,7 +190,7 @@ class Succession:
             if not self._lock.take():
                 if self._peer is None:
                     raise HandoverError("the other instance cannot be asked")
-                await self._peer.ask(RELEASE, _RELEASE_SECONDS)
+                await self._peer.ask(RELEASE, _RELEASE_SECONDS, by=min(until, began + _RELEASE_SECONDS) - _MARGIN)
                 if self._turn.is_set():
                     # Who looked at the lock meanwhile found it free before the answer was here.
                     return

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -26,6 +27,7 @@ class Works:
     def __init__(self, journal: Path) -> None:
         self.lock = InstanceLock(journal)
         self.asked: list[str] = []
+        self.by: list[float] = []
         self.refusal = ""
         self.held: dict[str, int] = {}
         self.failure: Exception | None = None
@@ -35,9 +37,10 @@ class Works:
         """Remember it."""
         self.asked.append(DRAIN)
 
-    async def release(self) -> None:
+    async def release(self, by: float) -> None:
         """Free the lock, unless told otherwise."""
         self.asked.append(RELEASE)
+        self.by.append(by)
         if self.refusal:
             raise HandoverError(self.refusal)
         if self.failure is not None:
@@ -111,7 +114,7 @@ async def test_a_lock_that_is_found_free_before_the_answer_is_here_begins_once(t
     async with serving(journal) as (works, server):
         succession = Succession(journal, lambda: begun.append(True), asyncio.Event())
 
-        async def release() -> None:
+        async def release(_: dict[str, Any]) -> None:
             works.lock.close()
             await until(lambda: bool(begun))
 
@@ -125,6 +128,47 @@ async def test_a_lock_that_is_found_free_before_the_answer_is_here_begins_once(t
             await succession.wait(join)
             await taking[0]
     assert begun == [True]
+
+
+async def test_a_list_of_the_runtime_has_a_time_by_which_the_work_must_be_free(tmp_path: Path) -> None:
+    """Freed later, or where the runtime has listed nothing, a pod could start that neither instance has attached."""
+    journal = tmp_path / "journal.db"
+    async with serving(journal) as (works, _):
+        succession = Succession(journal, lambda: None, asyncio.Event())
+        with contextlib.closing(succession):
+            before = time.monotonic()
+            await succession.wait(in_list(succession))
+            (by,) = works.by
+            assert before < by < time.monotonic() + 1
+    other = tmp_path / "other.db"
+    async with serving(other) as (works, _):
+        succession = Succession(other, lambda: None, asyncio.Event())
+        with contextlib.closing(succession):
+            succession._peer = await Predecessor.reach(path_beside(other))
+            await succession._seize(0.0)
+            (by,) = works.by
+            assert by <= 0
+
+
+async def test_an_answer_that_comes_too_late_is_not_that_to_the_next_question(tmp_path: Path) -> None:
+    """A refusal of the first question would be taken for one of the second, which was done."""
+    journal = tmp_path / "journal.db"
+    async with serving(journal) as (works, server):
+        go_on = asyncio.Event()
+        said = iter(["a hook still runs", ""])
+
+        async def release(_: dict[str, Any]) -> None:
+            await go_on.wait()
+            if text := next(said):
+                raise HandoverError(text)
+
+        server._steps[RELEASE] = release
+        with contextlib.closing(await Predecessor.reach(path_beside(journal))) as peer:
+            with pytest.raises(HandoverError, match="within 0 s"):
+                await peer.ask(RELEASE, 0)
+            go_on.set()
+            await peer.ask(RELEASE, 5)
+        assert works.asked == []
 
 
 async def test_a_free_lock_is_taken_at_once(tmp_path: Path) -> None:
