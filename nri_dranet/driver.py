@@ -496,22 +496,17 @@ class Driver:
         await self._kubelet.aclose()
         await self._background.aclose()
 
-    async def release(self, by: float) -> None:
-        """Let no hook run any more and free the journal (``instance.handover.Incumbent``).
+    async def release(self) -> None:
+        """Let no hook run any more and free the journal.
 
         Raises:
             HandoverError: a hook hangs.
         """
-        released = float("inf")
-
-        def lives() -> bool:
-            return min(released, time.monotonic()) < by and self._handover.successor_lives()
-
+        lives = self._handover.successor_lives
         if not await asyncio.to_thread(self._gate.close, self._hooks, lives, _HOOK_SECONDS):
             raise HandoverError("a hook still runs")
         self._handed_over = True
         await self._recording.aclose()
-        released = time.monotonic()
 
     def namespaces(self) -> Mapping[str, int]:
         """Return the namespaces that hold devices."""

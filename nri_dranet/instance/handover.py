@@ -30,13 +30,14 @@ import json
 import logging
 import os
 import socket
+import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from nri_dranet.instance.descriptors import pass_on, receive
 from nri_dranet.telemetry.logs import fields
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
 LOG = logging.getLogger(__name__)
@@ -66,13 +67,8 @@ class Incumbent(Protocol):
         """Leave kubelet and end the work in the background."""
         ...
 
-    async def release(self, by: float) -> None:
-        """Let no hook run any more, close the journal and free its lock.
-
-        Args:
-            by: until when (``time.monotonic``) the next instance takes the work over without a gap; what needs a device
-                is refused if this is done later.
-        """
+    async def release(self) -> None:
+        """Let no hook run any more, close the journal and free its lock."""
         ...
 
     def namespaces(self) -> Mapping[str, int]:
@@ -100,18 +96,14 @@ class HandoverServer:
             incumbent: carries out what the next instance asks for.
         """
         self._path = path
-        self._steps: dict[str, Callable[[dict[str, Any]], Awaitable[None]]] = {
-            HELLO: _nothing,
-            DRAIN: lambda _: incumbent.drain(),
-            RELEASE: lambda asked: incumbent.release(_time(asked.get("by"))),
-            ACTIVE: lambda _: incumbent.leave(),
-        }
+        self._steps = {HELLO: _nothing, DRAIN: incumbent.drain, RELEASE: incumbent.release, ACTIVE: incumbent.leave}
         self._server: asyncio.Server | None = None
         self._inode = 0
         self._peer: asyncio.StreamWriter | None = None
         self._peer_socket: Any = None
         self._incumbent = incumbent
         self._offered = False
+        self._release_by = self._released_at = float("inf")
         self._tasks: set[asyncio.Task[None]] = set()
         self.handed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         """True when the next instance works; False when it died after ``drain``."""
@@ -183,9 +175,9 @@ class HandoverServer:
             self._peer.write(_line({"say": "offer"}))
 
     def successor_lives(self) -> bool:
-        """Tell whether the next instance still holds its end of the connection. For any thread."""
+        """Tell whether the next instance holds its end of the connection, and took the work in time. For any thread."""
         peer = self._peer_socket
-        if peer is None:
+        if peer is None or min(self._released_at, time.monotonic()) >= self._release_by:
             return False
         try:
             with contextlib.closing(socket.socket(fileno=os.dup(peer.fileno()))) as copy:
@@ -216,7 +208,7 @@ class HandoverServer:
                     return
                 self._peer, self._peer_socket = writer, writer.get_extra_info("socket")
                 drained = drained or word == DRAIN
-                writer.write(_line({**answer, "error": await self._answer(word, asked)}))
+                writer.write(_line({**answer, "error": await self._answer(word, _time(asked.get("by")))}))
                 if word == HELLO and self._offered:
                     self.offer()
                 await writer.drain()
@@ -231,18 +223,22 @@ class HandoverServer:
                     self.handed.set_result(False)
             writer.close()
 
-    async def _answer(self, word: str, asked: dict[str, Any]) -> str:
+    async def _answer(self, word: str, by: float) -> str:
         step = self._steps.get(word)
         if step is None:
             return f"{word!r} is not known here"
         LOG.info("the next instance asks", extra=fields(ask=word))
+        if word == RELEASE:
+            self._release_by, self._released_at = by, float("inf")
         try:
-            await step(asked)
+            await step()
         except HandoverError as error:
             return str(error) or "refused"
         except Exception as error:  # the next instance is owed an answer; it goes on with the lock
             LOG.exception("a step of the handover failed", extra=fields(ask=word))
             return f"{type(error).__name__}: {error}"
+        if word == RELEASE:
+            self._released_at = time.monotonic()
         return ""
 
 
@@ -335,7 +331,7 @@ class Predecessor:
         return answer
 
 
-async def _nothing(_: dict[str, Any]) -> None:
+async def _nothing() -> None:
     """Carry out the step that has nothing to do."""
 
 

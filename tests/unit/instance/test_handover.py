@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -27,7 +26,6 @@ class Works:
     def __init__(self, journal: Path) -> None:
         self.lock = InstanceLock(journal)
         self.asked: list[str] = []
-        self.by: list[float] = []
         self.refusal = ""
         self.held: dict[str, int] = {}
         self.failure: Exception | None = None
@@ -37,10 +35,9 @@ class Works:
         """Remember it."""
         self.asked.append(DRAIN)
 
-    async def release(self, by: float) -> None:
+    async def release(self) -> None:
         """Free the lock, unless told otherwise."""
         self.asked.append(RELEASE)
-        self.by.append(by)
         if self.refusal:
             raise HandoverError(self.refusal)
         if self.failure is not None:
@@ -114,7 +111,7 @@ async def test_a_lock_that_is_found_free_before_the_answer_is_here_begins_once(t
     async with serving(journal) as (works, server):
         succession = Succession(journal, lambda: begun.append(True), asyncio.Event())
 
-        async def release(_: dict[str, Any]) -> None:
+        async def release() -> None:
             works.lock.close()
             await until(lambda: bool(begun))
 
@@ -130,24 +127,30 @@ async def test_a_lock_that_is_found_free_before_the_answer_is_here_begins_once(t
     assert begun == [True]
 
 
-async def test_a_list_of_the_runtime_has_a_time_by_which_the_work_must_be_free(tmp_path: Path) -> None:
-    """Freed later, or where the runtime has listed nothing, a pod could start that neither instance has attached."""
+@pytest.mark.parametrize("listed", [True, False])
+async def test_a_next_instance_without_the_runtime_s_list_is_not_relied_on(tmp_path: Path, listed: bool) -> None:
+    """A pod could start that neither instance has attached: what needs a device is refused until the next one works."""
     journal = tmp_path / "journal.db"
-    async with serving(journal) as (works, _):
+    async with serving(journal) as (_, server):
         succession = Succession(journal, lambda: None, asyncio.Event())
         with contextlib.closing(succession):
-            before = time.monotonic()
-            await succession.wait(in_list(succession))
-            (by,) = works.by
-            assert before < by < time.monotonic() + 1
-    other = tmp_path / "other.db"
-    async with serving(other) as (works, _):
-        succession = Succession(other, lambda: None, asyncio.Event())
-        with contextlib.closing(succession):
-            succession._peer = await Predecessor.reach(path_beside(other))
-            await succession._seize(0.0)
-            (by,) = works.by
-            assert by <= 0
+            succession._peer = await Predecessor.reach(path_beside(journal))
+            assert server.successor_lives()
+            if listed:
+                await asyncio.to_thread(succession.take_over)
+            else:
+                await succession._seize(0.0)
+            assert server.successor_lives() is listed
+
+
+@pytest.mark.parametrize("late", [True, False])
+async def test_a_release_that_came_too_late_is_not_relied_on_either(tmp_path: Path, late: bool) -> None:
+    """The runtime has dropped the next instance by then."""
+    journal = tmp_path / "journal.db"
+    async with serving(journal) as (_, server):
+        with contextlib.closing(await Predecessor.reach(path_beside(journal))) as peer:
+            await peer.ask(RELEASE, 5, by=asyncio.get_running_loop().time() + (0 if late else 60))
+            assert server.successor_lives() is not late
 
 
 async def test_an_answer_that_comes_too_late_is_not_that_to_the_next_question(tmp_path: Path) -> None:
@@ -157,7 +160,7 @@ async def test_an_answer_that_comes_too_late_is_not_that_to_the_next_question(tm
         go_on = asyncio.Event()
         said = iter(["a hook still runs", ""])
 
-        async def release(_: dict[str, Any]) -> None:
+        async def release() -> None:
             await go_on.wait()
             if text := next(said):
                 raise HandoverError(text)
