@@ -203,9 +203,7 @@ class Hooks:
     def _create_container(self, request: nri_pb2.CreateContainerRequest, deadline: float) -> bytes:
         response = nri_pb2.CreateContainerResponse()
         container = ContainerRef(
-            id=request.container.id,
             name=request.container.name,
-            cdi_devices=tuple(device.name for device in request.container.CDI_devices) or None,
             devices=frozenset((device.major, device.minor) for device in request.container.linux.devices),
         )
         sandbox = sandbox_of(request.pod)

@@ -18,15 +18,11 @@ class ContainerRef:
     """A container that is about to be created.
 
     Attributes:
-        id: The runtime's ID.
         name: The container's name in the pod.
-        cdi_devices: The CDI device IDs that it was given; None where the runtime does not tell.
         devices: Major and minor of the character devices that it has already, by CDI or otherwise.
     """
 
-    id: str
     name: str
-    cdi_devices: tuple[str, ...] | None = None
     devices: frozenset[tuple[int, int]] = frozenset()
 
 

@@ -184,23 +184,20 @@ def test_a_request_that_cannot_be_decoded_is_told(method: str) -> None:
     assert recorder.calls == []
 
 
-def create(*devices: str) -> bytes:
+def create(*devices: tuple[int, int]) -> bytes:
     """Return an encoded CreateContainer."""
     made = nri_pb2.CreateContainerRequest(pod=pod())
     made.container.id, made.container.name = "c1", "app"
-    for name in devices:
-        made.container.CDI_devices.add(name=name)
+    for major, minor in devices:
+        made.container.linux.devices.add(major=major, minor=minor)
     return made.SerializeToString()
 
 
-@pytest.mark.parametrize(
-    ("devices", "told"), [((), None), (("dra.net/claim=a", "x/y=z"), ("dra.net/claim=a", "x/y=z"))]
-)
-def test_the_keeper_learns_of_the_container(devices: tuple[str, ...], told: tuple[str, ...] | None) -> None:
-    """Name, ID and CDI devices are passed on; none where the runtime tells none."""
+def test_the_keeper_learns_of_the_container() -> None:
+    """Its name and the character devices that it has are passed on."""
     recorder = Recorder()
-    assert Hooks(recorder).call("CreateContainer", create(*devices), DEADLINE) == b""
-    assert recorder.calls == [("create", SANDBOX, ContainerRef("c1", "app", told), DEADLINE)]
+    assert Hooks(recorder).call("CreateContainer", create((231, 192)), DEADLINE) == b""
+    assert recorder.calls == [("create", SANDBOX, ContainerRef("app", frozenset({(231, 192)})), DEADLINE)]
 
 
 def test_a_container_gets_devices_and_locked_memory() -> None:

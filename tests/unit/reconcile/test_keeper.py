@@ -20,7 +20,7 @@ from nri_dranet.reconcile.locks import DeviceBusyError
 if TYPE_CHECKING:
     from tests.unit.reconcile.conftest import Bench
 
-CONTAINER = ContainerRef(id="c1", name="app", cdi_devices=None)
+CONTAINER = ContainerRef(name="app")
 
 
 def state(bench: Bench, uid: str = "u1") -> State | None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from nri_dranet.claims.record import ClaimRecord
     from tests.unit.reconcile.conftest import Bench
 
-CONTAINER = ContainerRef(id="c1", name="app")
+CONTAINER = ContainerRef(name="app")
 
 
 def row(bench: Bench, uid: str = "u1") -> ClaimRecord:

@@ -37,7 +37,7 @@ def plan(bench: Bench, listed_by: dict[str, tuple[str, ...]]) -> ClaimPlan:
 def given(bench: Bench, container: str, *present: CharDevice) -> Adjustment | None:
     """Return what a container gets that has some devices already."""
     numbers = frozenset((each.major, each.minor) for each in present)
-    ref = ContainerRef(id="c", name=container, devices=numbers)
+    ref = ContainerRef(name=container, devices=numbers)
     return bench.keeper.create_container(bench.sandbox(), ref, 0)
 
 
