@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 DRIVER = "dra.net"
 NOW = datetime(2026, 1, 2, 12, 0, 0, tzinfo=UTC)
-MINUTES_AGO = (datetime.now(UTC) - timedelta(minutes=5, seconds=20)).strftime("%Y-%m-%dT%H:%M:%SZ")
+HOURS_AGO = (datetime.now(UTC) - timedelta(hours=5, minutes=2)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def condition(kind: str, value: str = "True", reason: str = "NetworkReady", message: str = "") -> dict[str, Any]:
-    """Return a condition that is five minutes old."""
-    return {"type": kind, "status": value, "reason": reason, "message": message, "lastTransitionTime": MINUTES_AGO}
+    """Return a condition that is five hours old."""
+    return {"type": kind, "status": value, "reason": reason, "message": message, "lastTransitionTime": HOURS_AGO}
 
 
 def entry(device: str, *conditions: dict[str, Any], pool: str = "node-a", **more: Any) -> dict[str, Any]:
@@ -158,7 +158,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
         "eth1",
         "net1",
         "192.0.2.1/24,2001:db8::1/64",
-        "Ready=True (NetworkDeviceReady, 5m), NetworkReady=False (NoCarrier, 5m)",
+        "Ready=True (NetworkDeviceReady, 5h), NetworkReady=False (NoCarrier, 5h)",
     ]
 
 
@@ -216,14 +216,14 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
                 "status": "True",
                 "reason": "NetworkDeviceReady",
                 "message": "",
-                "lastTransitionTime": MINUTES_AGO,
+                "lastTransitionTime": HOURS_AGO,
             },
             {
                 "type": "NetworkReady",
                 "status": "False",
                 "reason": "NoCarrier",
                 "message": "interface net1 has no carrier",
-                "lastTransitionTime": MINUTES_AGO,
+                "lastTransitionTime": HOURS_AGO,
             },
         ],
     }
