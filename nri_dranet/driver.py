@@ -58,7 +58,7 @@ from nri_dranet.reconcile.reconciler import Reconciler
 from nri_dranet.status.health_book import HealthBook
 from nri_dranet.status.wire import StatusWire
 from nri_dranet.status.writer import WORKERS, StatusWriter
-from nri_dranet.store.database import JournalError, JournalTooNewError
+from nri_dranet.store.database import JournalError, JournalTooNewError, check_version
 from nri_dranet.store.journal import Journal
 from nri_dranet.sysfs import Sysfs
 from nri_dranet.telemetry import metrics
@@ -331,13 +331,13 @@ class Driver:
         Raises:
             NotAloneError, JournalError, SocketError, OSError: as what they are raised by says.
         """
+        check_version(self._options.journal)  # before anybody gives up work that nobody else could do
         if self._options.pod_uid:
             # kubelet calls who registered last: its calls wait here until this instance works.
             await self._serve_kubelet()
             await self._look_for(lambda: self._plugin.registered, _REGISTRATION_SECONDS)
         await self._succession.wait(self._session.start)
-        # Where the lock was found free nobody has begun to join.
-        self._session.start()
+        self._session.start()  # where the lock was found free nobody has begun to join
         self._keeper.hold_namespaces(await self._succession.namespaces())
         await self._look_for(lambda: not self._session.problem, _JOIN_SECONDS)
         await self._succession.confirm()

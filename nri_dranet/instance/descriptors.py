@@ -46,15 +46,22 @@ def receive(path: Path, question: bytes) -> dict[str, int]:
         OSError: it cannot be reached, or does not answer.
     """
     found: dict[str, int] = {}
-    with socket.socket(socket.AF_UNIX) as asked:
+    with socket.socket(socket.AF_UNIX) as asked, contextlib.ExitStack() as undo:
+        undo.callback(_close, found)
         asked.settimeout(_SECONDS)
         asked.connect(str(path))
         asked.sendall(question)
         while True:
             data, descriptors, _, _ = socket.recv_fds(asked, _READ, _AT_ONCE)
             if not data:
+                undo.pop_all()
                 return found
             found.update(zip(_names(data), descriptors, strict=False))
+
+
+def _close(files: Mapping[str, int]) -> None:
+    for each in files.values():
+        os.close(each)
 
 
 def _names(data: bytes) -> list[str]:

@@ -8,6 +8,7 @@ import os
 import sqlite3
 import time
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from nri_dranet.store.schema import STEPS, VERSION
 from nri_dranet.telemetry.logs import fields
@@ -62,6 +63,24 @@ def open_database(path: Path) -> tuple[sqlite3.Connection, str]:
         raise JournalError(f"the journal {path} cannot be opened: {error}") from error
 
 
+def check_version(path: Path) -> None:
+    """Refuse the file of a newer version, also one that another instance works with; nothing is changed.
+
+    What cannot be read now is judged when the file is opened.
+
+    Raises:
+        JournalTooNewError: it is of a newer version.
+    """
+    version = 0
+    uri = f"file:{quote(str(path))}?mode=ro"
+    with (
+        contextlib.suppress(sqlite3.Error),
+        contextlib.closing(sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None)) as connection,
+    ):
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+    _refuse_newer(version, path)
+
+
 def _damaged(error: sqlite3.Error) -> bool:
     text = str(error)
     return "malformed" in text or "not a database" in text or "disk image" in text
@@ -88,13 +107,17 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    _refuse_newer(version, path)
+    for step in range(version, VERSION):
+        connection.executescript(f"BEGIN IMMEDIATE; {STEPS[step]} PRAGMA user_version = {step + 1}; COMMIT;")
+
+
+def _refuse_newer(version: int, path: Path) -> None:
     if version > VERSION:
         raise JournalTooNewError(
             f"the journal {path} has version {version}, this program reads up to {VERSION}: "
             "run the newer version again, or drain the node and remove the file"
         )
-    for step in range(version, VERSION):
-        connection.executescript(f"BEGIN IMMEDIATE; {STEPS[step]} PRAGMA user_version = {step + 1}; COMMIT;")
 
 
 def _move_aside(path: Path) -> Path:

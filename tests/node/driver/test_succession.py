@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
@@ -218,6 +219,20 @@ def test_f16_an_instance_without_this_protocol_is_followed_by_the_lock(
     stage.end_pod(pod)
     stage.unprepare(pod)
     works(stage, nic, "next")
+
+
+def test_f16_an_older_instance_that_cannot_read_the_journal_takes_nothing_over(first: Stage, nic: str) -> None:
+    """It ends in words that say what to do; started again and again, it must not stop who works each time."""
+    with closing(sqlite3.connect(next(first.kubelet_root.rglob("journal.db")))) as raw:
+        raw.execute("PRAGMA user_version = 99")
+    former = first._daemon
+    first.start_successor(SECOND)
+    wait_said(first, "has version 99")
+    assert first._daemon is not None
+    first._daemon.wait(20)
+    first._daemon, first._former = former, None
+    assert not said(first, "ask=drain")
+    works(first, nic, "next")
 
 
 def test_sockets_of_dead_instances_are_removed(first: Stage, nic: str) -> None:

@@ -15,7 +15,7 @@ from nri_dranet.claims.facts import ClaimFacts, Phase
 from nri_dranet.claims.lifecycle import LifecycleError, State
 from nri_dranet.claims.model import PodRef
 from nri_dranet.claims.record import ClaimRecord, Holder
-from nri_dranet.store.database import JournalError, JournalTooNewError
+from nri_dranet.store.database import JournalError, JournalTooNewError, check_version
 from nri_dranet.store.journal import Journal
 
 MakeRecord = Callable[..., ClaimRecord]
@@ -282,6 +282,16 @@ def test_a_newer_version_is_refused_in_words(journal: Journal, path: Path) -> No
     raw.close()
     with pytest.raises(JournalTooNewError, match=r"version 99.*drain the node"):
         Journal(path, "boot-1")
+
+
+def test_a_newer_version_is_seen_beside_the_instance_that_works_with_it(journal: Journal, path: Path) -> None:
+    """Nothing is handed over to an instance that could not go on; what cannot be read is judged later."""
+    check_version(path)
+    check_version(path.with_name("none.db"))
+    journal._connection.execute("PRAGMA user_version = 99")
+    with pytest.raises(JournalTooNewError, match=r"version 99.*drain the node"):
+        check_version(path)
+    assert journal.records() == ()
 
 
 def test_a_failing_disk_changes_nothing(journal: Journal, path: Path, make_record: MakeRecord) -> None:
