@@ -594,9 +594,7 @@ class Driver:
         now = time.monotonic()
         self._prepared_at = {record.uid: self._prepared_at.get(record.uid, now) for record in records}
         self._writer.forget(record.uid for record in records)
-        self._kept.prune(
-            lambda: [plan for record in self._journal.records() for plan in (record.plan, record.successor) if plan]
-        )
+        self._kept.prune(self._journal.devices)
         self._health_book.keep(lambda: [record.uid for record in self._journal.records()])
         for state in State:
             metrics.CLAIMS.labels(state.value).set(sum(record.state is state for record in records))

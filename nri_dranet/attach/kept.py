@@ -21,7 +21,7 @@ from nri_dranet.telemetry.logs import fields
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from nri_dranet.claims.plan import ClaimPlan, HostState
+    from nri_dranet.claims.plan import ClaimPlan, DevicePlan, HostState
 
 LOG = logging.getLogger(__name__)
 
@@ -59,12 +59,12 @@ class KeptPrograms:
                 except OSError as error:
                     LOG.warning("a BPF program of the host is not kept", extra=fields(program=program, error=error))
 
-    def prune(self, plans: Callable[[], Iterable[ClaimPlan]]) -> None:
-        """Let go of all programs but those of plans, which are asked for once nobody else can keep one meanwhile."""
+    def prune(self, devices: Callable[[], Iterable[DevicePlan]]) -> None:
+        """Let go of all programs but those of devices, which are asked for once nobody else can keep one meanwhile."""
         with self._lock:
             if self._empty:
                 return
-            wanted = {program for plan in plans() for device in plan.devices for program in programs_of(device.host)}
+            wanted = {program for device in devices() for program in programs_of(device.host)}
             for program in self._open.keys() - wanted:
                 os.close(self._open.pop(program))
             pins = self._pins()

@@ -135,6 +135,12 @@ class Journal:
         with self._lock:
             return tuple(r for r in self._records.values() if any(d.key.device == device for d in r.plan.devices))
 
+    def devices(self) -> tuple[DevicePlan, ...]:
+        """Return all devices of claims, those of their next allocations and those that are missing."""
+        with self._lock:
+            plans = [plan for record in self._records.values() for plan in (record.plan, record.successor) if plan]
+            return (*(device for plan in plans for device in plan.devices), *self._strays.values())
+
     # ---- writing
 
     def put(self, record: ClaimRecord) -> ClaimRecord:

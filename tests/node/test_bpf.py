@@ -365,7 +365,7 @@ def test_programs_that_nobody_needs_are_let_go(busy: Nic, pins: Path, tmp_path: 
     for each in (kept, open_ones):
         each.prune(list)
         each.keep(plan)
-        each.prune(lambda: [plan])
+        each.prune(lambda: plan.devices)
     paths = sorted((pins / "nri-dranet").iterdir())
     assert len(paths) == 6
     program = busy.programs()[0][1]

@@ -177,6 +177,7 @@ def test_a_device_that_was_nowhere_is_restored_when_it_comes_home(bench: Bench, 
     _missing(bench)
     bench.keeper.unprepare(ClaimRef("default", "claim-u1", "u1"))
     assert bench.keeper.journal.records() == ()
+    assert [each.label for each in bench.keeper.journal.devices()] == ["eth1"], "what is kept for it stays"
     bench.kernel.calls.clear()
     bench.reconciler.sweep()
     assert bench.kernel.calls == ["detach eth1"]
