@@ -187,6 +187,9 @@ class Rebuilder:
 
     def _settled(self, pod: PodInfo, name: str) -> bool:
         """Judge one claim of a pod; False: it cannot be judged now."""
+        if self._stop.is_set():
+            # Each of many would wait for an API server that does not answer, and the end of this life with them.
+            return False
         running = self._keeper.sandboxes.of_pod(pod.uid)
         if (not running and not self._node.fresh) or self._recorded(pod, name):
             return True
