@@ -49,6 +49,7 @@ def test_a_folder_that_hosts_hide_is_refused(tmp_path: Path) -> None:
         Cluster(tmp_path.__class__("/var/lib/cluster"))
 
 
+@pytest.mark.usefixtures("knob")
 def test_a_cluster_that_is_down_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Commands say how to start one; down has nothing to do."""
     for words in (["status"], ["exec", "true"], ["restart", "kubelet"]):
