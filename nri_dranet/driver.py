@@ -8,7 +8,6 @@ import gc
 import logging
 import signal
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -72,6 +71,7 @@ if TYPE_CHECKING:
     from nri_dranet.claims.facts import ClaimFacts, DeviceFacts
     from nri_dranet.claims.plan import ClaimPlan, DevicePlan
     from nri_dranet.kube.node import NodeInfo
+    from nri_dranet.settings import Options
     from nri_dranet.status.health import Health
     from nri_dranet.status.health_book import DeviceName
 
@@ -127,37 +127,6 @@ class Part(Protocol):
     def stop(self) -> None:
         """End."""
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What ``nri-dranet run`` was told. Times are seconds."""
-
-    kubeconfig: str
-    node_name: str
-    driver_name: str
-    bind_address: str
-    filter: str
-    share: str
-    journal: Path
-    kubelet_root_dir: Path
-    nri_socket: Path
-    nri_name: str
-    nri_index: str
-    pod_uid: str
-    cdi_dir: Path
-    min_poll: float
-    max_poll: float
-    poll_burst: int
-    move_ib_interfaces: bool
-    allow: frozenset[str]
-    deny: frozenset[str]
-    device_taints: str
-    end_unattached_pods: bool
-    lift_memlock: bool
-    feature_gates: dict[str, bool]
-    log_level: str
-    log_format: str
 
 
 class Driver:

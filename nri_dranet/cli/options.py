@@ -9,12 +9,10 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from nri_dranet.inventory import filter as device_filter
-
-if TYPE_CHECKING:
-    from nri_dranet.driver import Options
+from nri_dranet.settings import Options
 
 DEFAULT_DRIVER: Final = "dra.net"
 DEFAULT_FILTER: Final = device_filter.DEFAULT
@@ -244,8 +242,6 @@ def run_options(args: argparse.Namespace, host_name: str) -> Options:
         args: what ``argparse`` made of the flags.
         host_name: the machine's, for when no other is given.
     """
-    from nri_dranet.driver import Options  # noqa: PLC0415 - the whole daemon: other commands do without
-
     return Options(
         kubeconfig=args.kubeconfig,
         node_name=node_name_of(args, host_name),
