@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from nri_dranet.api.checks import SUB_INTERFACE_MODES
+from nri_dranet.api.config import GSO_MIN
 from nri_dranet.attach.snapshot import take_snapshot
 from nri_dranet.bpf import pinned_links
 from nri_dranet.claims.plan import DeviceKind, DeviceLimits
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
     from nri_dranet.netlink.model import Link
 
 _NEVER_MADE = "dra-never-made"
+_NO_LINK = 0x7FFF_FFFF
+# The kernel's least GSO size is MAX_TCP_HEADER + 1 (net/core/rtnetlink.c, Linux 6.7), which its configuration makes:
+# a multiple of the cache line, and no more than this with everything switched on.
+_CACHE_LINE = 32
+_MOST_TCP_HEADER = 1024
 
 _ON_LOWER = frozenset({"macvlan", "macvtap", "vlan", "ipvlan", "ipvtap"})
 
@@ -115,6 +121,7 @@ class PlanInputs:
         self._shares = shares
         self._probe = probe
         self._kinds: set[str] = set()
+        self._least_gso = 0
         self._lock = threading.Lock()
         self._idle: list[_Eyes] = []
         self._closed = False
@@ -176,7 +183,9 @@ class PlanInputs:
         """
         with self._eyes() as eyes:
             rules = tuple(eyes.host.rules())
-        return NodeFacts(rules=rules, rdma_exclusive=self._hardware.rdma_exclusive())
+            if not self._least_gso:
+                self._least_gso = least_gso(eyes.host)
+        return NodeFacts(rules=rules, rdma_exclusive=self._hardware.rdma_exclusive(), least_gso=self._least_gso)
 
     def _held(self, name: str) -> DevicePlan | None:
         """The plan of a device that is in a pod, or on its way; a shared one stays on the host."""
@@ -287,6 +296,21 @@ class _Eyes:
                 raise
             return {}
         return {name: feature.active for name, feature in found.items() if not feature.changeable}
+
+
+def least_gso(host: RtnlSocket) -> int:
+    """Return the least GSO size that the kernel takes, in bytes.
+
+    Sizes are checked before the link is looked for, so a link that is not there is asked for.
+
+    Raises:
+        NetlinkError: the kernel does not answer.
+    """
+    sizes = range(_CACHE_LINE + 1, _MOST_TCP_HEADER + _CACHE_LINE, _CACHE_LINE)
+    replies = host.batch([rtnl.set_link(_NO_LINK, gso_max_size=size) for size in sizes])
+    errors = [reply.error.errno if reply.error is not None else 0 for reply in replies]
+    refused = [size for size, error in zip(sizes, errors, strict=True) if error == errno.ERANGE]
+    return max(GSO_MIN, max(refused, default=0) + _CACHE_LINE)
 
 
 def _snapshot(eyes: _Eyes, link: Link | None) -> HostState | None:

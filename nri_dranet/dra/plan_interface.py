@@ -74,7 +74,7 @@ def plan_interface(
         plan_lease.check(link, child, problems)
         addresses = (plan_lease.address(lease),) if lease is not None else ()
     _check_mtu(interface, device, link, problems)
-    _check_sizes(interface, link, problems)
+    _check_sizes(interface, link, node, problems)
     _check_hardware_address(interface, link, child, problems)
     _check_neighbours(config, link, problems)
     vrf_table = vrf.table if vrf else None
@@ -258,11 +258,13 @@ def _check_mtu(interface: Interface, device: DeviceFactsIn, link: Link, problems
         problems.field(where, mtu, f"must be at most {link.mtu}, the MTU of the shared device")
 
 
-def _check_sizes(interface: Interface, link: Link, problems: Problems) -> None:
+def _check_sizes(interface: Interface, link: Link, node: NodeFacts, problems: Problems) -> None:
     limit = link.tso_max_size
     for name, size in (("gsoMaxSize", interface.gso_max_size), ("gsoIPv4MaxSize", interface.gso_ipv4_max_size)):
         if size is not None and limit and size > limit:
             problems.field(("interface", name), size, f"must be at most {limit}, the limit of the device")
+        elif size is not None and size < node.least_gso:
+            problems.field(("interface", name), size, f"must be at least {node.least_gso}, the least of this kernel")
 
 
 def _check_hardware_address(interface: Interface, link: Link, child: SubInterface | None, problems: Problems) -> None:

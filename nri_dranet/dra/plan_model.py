@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from nri_dranet.api.config import GSO_MIN
 from nri_dranet.api.errors import ConfigError, FieldError, show, show_path
 from nri_dranet.claims.plan import DeviceLimits
 
@@ -52,10 +53,14 @@ class DeviceFactsIn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeFacts:
-    """What of the node itself a plan needs: its policy rules, and whether RDMA links belong to one namespace each."""
+    """What of the node itself a plan needs.
+
+    Its policy rules, whether RDMA links belong to one namespace each, and the least GSO size (bytes) of its kernel.
+    """
 
     rules: tuple[Rule, ...] = ()
     rdma_exclusive: bool = False
+    least_gso: int = GSO_MIN
 
 
 class PlanError(ConfigError):

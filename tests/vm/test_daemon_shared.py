@@ -39,14 +39,14 @@ def test_what_the_node_has_is_published(bed: Bed, node: Node) -> None:
 
 def test_software_rdma_that_comes_and_goes_is_followed(bed: Bed, node: Node) -> None:
     """The slices follow an rxe device that is made, renamed and removed; no scan of the node comes meanwhile."""
-    bed.link("d0", "type", "dummy")
-    bed.up("d0")
-    device = node.published("d0")
+    bed.link("d1", "type", "dummy")
+    bed.up("d1")
+    device = node.published("d1")
     assert node.attributes(device)["rdma"] is False
-    bed.rxe("rxe0", "d0")
-    node.published("d0", "rxe0")
+    bed.rxe("rxe0", "d1")
+    node.published("d1", "rxe0")
     run("rdma", "dev", "set", "rxe0", "name", "rxe7")
-    node.published("d0", "rxe7")
+    node.published("d1", "rxe7")
     run("rdma", "link", "del", "rxe7")
     node.stage.wait_for(lambda: node.attributes(device)["rdma"] is False, "the RDMA device gone from the slice")
 

@@ -20,6 +20,7 @@ from nri_dranet.attach.snapshot import take_snapshot
 from nri_dranet.claims.allocation import AllocatedConfig, AllocationResult, Claim
 from nri_dranet.claims.model import ClaimRef, DeviceKey
 from nri_dranet.claims.plan import DeviceKind, DeviceLimits, DevicePlan, PodState
+from nri_dranet.dra.plan_inputs import least_gso
 from nri_dranet.dra.plan_model import DeviceFactsIn, NodeFacts
 from nri_dranet.dra.planner import plan_claim
 from nri_dranet.netlink.codec import NetlinkError
@@ -269,7 +270,7 @@ class World:
         with RtnlSocket(self.host_netns) as host, Ethtool(self.host_netns) as ethtool:
             state = take_snapshot(host, self.index(name), ethtool=ethtool)
             found = ethtool.features(state.link.index)
-            node = NodeFacts(rules=tuple(host.rules()))
+            node = NodeFacts(rules=tuple(host.rules()), least_gso=least_gso(host))
         fixed = {feature: one.active for feature, one in found.items() if not one.changeable}
         device = DeviceFactsIn(name=name, link=state.link, limits=DeviceLimits(fixed_features=fixed), shared=shared)
         claim = Claim(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from nri_dranet.api.errors import ConfigError
 from nri_dranet.api.resolve import ConfigSource, resolve
-from nri_dranet.dra.plan_model import PlanError
+from nri_dranet.dra.plan_model import NodeFacts, PlanError
 from tests.unit.dra.test_planner import Node
 
 if TYPE_CHECKING:
@@ -32,12 +32,17 @@ def interface(**fields: Any) -> Callable[[], list[str]]:
 
 
 def claim(
-    *configs: Any, host: dict[str, Any] | None = None, name: str = "eth1", **facts: Any
+    *configs: Any,
+    host: dict[str, Any] | None = None,
+    name: str = "eth1",
+    on: NodeFacts | None = None,
+    **facts: Any,
 ) -> Callable[[], list[str]]:
-    """Return an example: a device for each configuration, the first one with these facts."""
+    """Return an example: a device for each configuration, the first one with these facts, on a node with its own."""
 
     def example() -> list[str]:
         node = Node()
+        node.facts = on or node.facts
         for number, parameters in enumerate(configs):
             request = f"req{number}"
             if number == 0:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nri_dranet.claims.plan import DeviceLimits
+from nri_dranet.dra.plan_model import NodeFacts
 from nri_dranet.netlink.model import Address
 from tests.unit.dra.refusal_examples import (
     children,
@@ -380,6 +381,12 @@ REFUSALS = tuple(
             INTERFACE,
             "must be at most …, the limit of the device",
             claim({"interface": {"gsoMaxSize": 70000}}, link=link("eth1", tso_max_size=65536)),
+            GSO,
+        ),
+        (
+            INTERFACE,
+            "must be at least …, the least of this kernel",
+            claim({"interface": {"gsoMaxSize": 320}}, on=NodeFacts(least_gso=321)),
             GSO,
         ),
         (
