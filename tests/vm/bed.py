@@ -100,9 +100,8 @@ class Bed:
 
     def vf(self, number: int = 0, card: str = NEAR) -> tuple[str, str]:
         """Return interface and PCI address of a virtual function of a card, which has two."""
-        if not Path("/sys/module/igb").exists():
-            run("modprobe", "igbvf")
-            run("modprobe", "igb")
+        for module in ("igbvf", "igb"):
+            run("modprobe", module)
         place = Path("/sys/bus/pci/devices") / card
         eventually((place / "net").exists, "the card's driver")
         if (place / "sriov_numvfs").read_text().strip() == "0":
