@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from nri_dranet import bpf
 from nri_dranet.inventory.attributes import NO_PROGRAMS, Programs
 from nri_dranet.inventory.pace import breathe
-from nri_dranet.netlink import codec
+from nri_dranet.netlink import codec, traffic
 from nri_dranet.netlink.sockets import NETLINK_ROUTE, EventsLostError
 from nri_dranet.netlink.transport import KernelSocket, open_socket
 from nri_dranet.telemetry.logs import fields
@@ -29,20 +29,8 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-RTM_NEWQDISC: Final = 36
-RTM_DELQDISC: Final = 37
-RTM_GETQDISC: Final = 38
-RTM_NEWTFILTER: Final = 44
-RTM_DELTFILTER: Final = 45
-RTM_GETTFILTER: Final = 46
-
 _RTNLGRP_TC: Final = 4
-_TCMSG: Final = struct.Struct("=BxxxiIII")
-_TCA_KIND: Final = 1
-_TCA_OPTIONS: Final = 2
 _TCA_BPF_NAME: Final = 7
-_INGRESS: Final = 0xFFFF_FFF2
-_EGRESS: Final = 0xFFFF_FFF3
 _FILTER_QDISCS: Final = frozenset({"clsact", "ingress"})
 # A kernel without traffic control, or an interface that is gone or has no such place for filters.
 _NOTHING_THERE: Final = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV})
@@ -54,6 +42,7 @@ _INFO_SIZE: Final = 128
 _NAME_OFFSET: Final = 64
 _NAME_SIZE: Final = 16
 
+_EVENTS: Final = frozenset({traffic.RTM_NEWQDISC, traffic.RTM_DELQDISC, traffic.RTM_NEWTFILTER, traffic.RTM_DELTFILTER})
 _EVENT_BUFFER: Final = 64 << 10
 _EVENTS_AT_ONCE: Final = 256
 _SLICE: Final = 64
@@ -104,24 +93,16 @@ class ProgramScout:
 
     def _with_filters(self) -> set[int] | None:
         """Give the interfaces that have a queueing discipline for filters; None when the kernel fails to tell."""
-        body = _TCMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
-        messages = self._list(codec.Request(RTM_GETQDISC, codec.NLM_F_DUMP, body, "list queueing disciplines"))
+        messages = self._list(traffic.dump_qdiscs())
         if messages is None:
             return None
-        found: set[int] = set()
-        for message in messages:
-            if message.type == RTM_NEWQDISC and len(message.body) >= _TCMSG.size:
-                kind = codec.string(codec.attributes(message.body, _TCMSG.size).get(_TCA_KIND, b""))
-                if kind in _FILTER_QDISCS:
-                    found.add(_TCMSG.unpack_from(message.body)[1])
-        return found
+        found = (traffic.parse_qdisc(each.body) for each in messages if each.type == traffic.RTM_NEWQDISC)
+        return {qdisc.index for qdisc in found if qdisc.kind in _FILTER_QDISCS}
 
     def _filters(self, index: int) -> tuple[str, ...] | None:
         names: set[str] = set()
-        for parent in (_INGRESS, _EGRESS):
-            body = _TCMSG.pack(socket.AF_UNSPEC, index, 0, parent, 0)
-            label = f"list the filters of interface {index}"
-            messages = self._list(codec.Request(RTM_GETTFILTER, codec.NLM_F_DUMP, body, label))
+        for parent in (traffic.INGRESS_FILTERS, traffic.EGRESS_FILTERS):
+            messages = self._list(traffic.dump_filters(index, parent))
             if messages is None:
                 return None
             names |= {_filter_name(message.body) for message in messages}
@@ -186,29 +167,21 @@ def changed_interfaces(data: bytes) -> set[int]:
     Raises:
         EventsLostError: it cannot be read.
     """
-    kinds = (RTM_NEWQDISC, RTM_DELQDISC, RTM_NEWTFILTER, RTM_DELTFILTER)
     try:
-        return {
-            _TCMSG.unpack_from(message.body)[1]
-            for message in codec.messages(data)
-            if message.type in kinds and len(message.body) >= _TCMSG.size
-        }
+        found = {traffic.index_of(message.body) for message in codec.messages(data) if message.type in _EVENTS}
     except codec.DecodeError as error:
         raise EventsLostError(f"a traffic control event cannot be read: {error}") from error
+    return found - {0}
 
 
 def _filter_name(body: bytes) -> str:
     """Give the name of a BPF filter (``TCA_BPF_NAME``), empty for filters of another kind."""
-    if len(body) < _TCMSG.size:
-        return ""
     try:
-        found = codec.attributes(body, _TCMSG.size)
-        if codec.string(found.get(_TCA_KIND, b"")) != "bpf":
-            return ""
-        options = codec.attributes(found.get(_TCA_OPTIONS, b""))
-        return codec.string(options.get(_TCA_BPF_NAME, b""))
+        found = traffic.parse_filter(body)
+        options = codec.attributes(found.options) if found.kind == "bpf" else {}
     except codec.DecodeError:
         return ""
+    return codec.string(options.get(_TCA_BPF_NAME, b""))
 
 
 class _Bpf:

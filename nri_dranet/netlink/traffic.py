@@ -193,6 +193,12 @@ def parse_filter(body: bytes) -> Filter:
     )
 
 
+def index_of(body: bytes) -> int:
+    """Read the interface that a message of traffic control is about; 0: it is too short to tell."""
+    index: int = _TCMSG.unpack_from(body)[1] if len(body) >= _TCMSG.size else 0
+    return index
+
+
 def _read(body: bytes) -> tuple[int, int, int, int, dict[int, bytes]]:
     if len(body) < _TCMSG.size:
         raise DecodeError(f"traffic control message of {len(body)} bytes")

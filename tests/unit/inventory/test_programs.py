@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nri_dranet.inventory.attributes import NO_PROGRAMS, Programs
-from nri_dranet.inventory.programs import RTM_NEWTFILTER, ProgramScout, _filter_name, changed_interfaces
+from nri_dranet.inventory.programs import ProgramScout, _filter_name, changed_interfaces
 from nri_dranet.netlink import codec
 from nri_dranet.netlink.sockets import EventsLostError
+from nri_dranet.netlink.traffic import RTM_NEWTFILTER
 from nri_dranet.netlink.transport import KernelSocket
 
 if TYPE_CHECKING:
