@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,14 +12,13 @@ from nri_dranet.dhcp.link import running
 from nri_dranet.netlink import rtnl
 from nri_dranet.netlink.codec import AF_INET
 from nri_dranet.netlink.model import Address
-from nri_dranet.netlink.namespaces import NetNs
 from nri_dranet.netlink.sockets import RtnlSocket
+from tests.node.unshared import unshared
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_CLONE_NEWNET = 0x4000_0000
-_LIBC = ctypes.CDLL(None, use_errno=True)
+    from nri_dranet.netlink.namespaces import NetNs
 
 
 @dataclass(frozen=True)
@@ -37,20 +33,6 @@ class Wire:
     def rtnl(self) -> RtnlSocket:
         """Return a netlink socket in the client's namespace."""
         return RtnlSocket(self.client)
-
-
-def unshared() -> NetNs:
-    """Make a namespace that ends with its descriptor."""
-    made: list[NetNs] = []
-
-    def work() -> None:
-        assert _LIBC.unshare(_CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
-        made.append(NetNs.current())
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    return made[0]
 
 
 @pytest.fixture

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import subprocess
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from nri_dranet.inventory.inventory import Inventory
-from nri_dranet.netlink.namespaces import NetNs
 from nri_dranet.sysfs import Sysfs
+from tests.node.unshared import unshared
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,9 +19,7 @@ if TYPE_CHECKING:
 
     from nri_dranet.inventory.device import Device
     from nri_dranet.inventory.state import Policy
-
-_CLONE_NEWNET = 0x4000_0000
-_LIBC = ctypes.CDLL(None, use_errno=True)
+    from nri_dranet.netlink.namespaces import NetNs
 
 
 class Node:
@@ -91,26 +87,13 @@ class Node:
             time.sleep(0.01)
 
 
-def _unshared() -> NetNs:
-    made: list[NetNs] = []
-
-    def work() -> None:
-        assert _LIBC.unshare(_CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
-        made.append(NetNs.current())
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    return made[0]
-
-
 @pytest.fixture
 def make_node(tmp_path: Path) -> Iterator[Callable[..., Node]]:
     """Make a node; its inventory and namespace end with the test. By default its sysfs is empty."""
     made: list[Node] = []
 
     def make(*, policy: Policy | None = None, max_interval: float = 3600.0, root: str = "") -> Node:
-        made.append(Node(_unshared(), Sysfs(root or tmp_path), policy, max_interval))
+        made.append(Node(unshared(), Sysfs(root or tmp_path), policy, max_interval))
         return made[-1]
 
     yield make

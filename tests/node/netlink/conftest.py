@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import json
 import os
 import struct
 import subprocess
-import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from nri_dranet.netlink.namespaces import NetNs
 from nri_dranet.netlink.sockets import RtnlSocket
+from tests.node.unshared import unshared
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_CLONE_NEWNET = 0x4000_0000
-_LIBC = ctypes.CDLL(None, use_errno=True)
-
-
-def _unshared() -> NetNs:
-    made: list[NetNs] = []
-
-    def work() -> None:
-        assert _LIBC.unshare(_CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
-        made.append(NetNs.current())
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    return made[0]
+    from nri_dranet.netlink.namespaces import NetNs
 
 
 @pytest.fixture
@@ -42,7 +26,7 @@ def make_netns() -> Iterator[Callable[[], NetNs]]:
     made: list[NetNs] = []
 
     def make() -> NetNs:
-        made.append(_unshared())
+        made.append(unshared())
         return made[-1]
 
     yield make
