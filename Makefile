@@ -29,7 +29,7 @@ setup: ## make .venv with all dependencies (nothing to do when pyproject.toml di
 	@$(PYTHON) hack/setup_venv.py
 
 test: setup ## unit and node tests with coverage, in namespaces of their own (no root: in a user namespace)
-	@hack/packages iproute2 util-linux dnsmasq-base
+	@hack/packages iproute2 util-linux dnsmasq-base openssl zstd
 	hack/private $(PYTEST) tests/unit tests/node --check-leftovers --cov --cov-report=term:skip-covered $(ARGS)
 
 unit: setup ## unit tests only (no root, no namespaces); ARGS="-k word" picks some
